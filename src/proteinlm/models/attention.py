@@ -1,0 +1,214 @@
+"""Attention over packed sequences, and the one place that chooses how it is computed.
+
+In: queries (already scaled), keys and values of shape (T, H, C) and the starts of the sequences in them. Out: (T, H, C).
+No token sees another sequence. `loop` is the reference, one sequence at a time in plain matrix products; every other
+kernel is tested against it. Kernels that work best on equal lengths take neighbours of equal length together.
+
+Shape letters: T tokens in the batch, N sequences of one length taken together, L tokens of a sequence, H heads,
+C channels of a head, S keys (L, plus one where the model learned an extra key).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from proteinlm.errors import InputError
+
+Starts = tuple[int, ...]
+ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
+"""A learned key and value that every query of ESM-1 sees besides its own sequence."""
+
+SCORES_IN_CACHE = 2**21
+"""Scores worked on at a time by `matmul`: 4 MiB in bf16, so that they stay in the L2/L3 cache of one core."""
+
+SAFE_EXPONENT = 100.0
+"""exp2 of +-100 times 2^10 keys times a value stays inside the range of bf16 and fp32 (2^127)."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a kernel works on: scaled queries, keys, values, and where each sequence starts.
+
+    Args:
+        query_THC, key_THC, value_THC: shape (T, H, C).
+        starts: B + 1 offsets, as in `PackedBatch`.
+        extra: a learned key and value seen by every query, or None.
+    """
+
+    query_THC: Float[Tensor, "T H C"]
+    key_THC: Float[Tensor, "T H C"]
+    value_THC: Float[Tensor, "T H C"]
+    starts: Starts
+    extra: ExtraKey | None = None
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Neighbouring sequences of equal length: (first token, length, how many)."""
+        lengths = [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
+        b = 0
+        while b < len(lengths):
+            n = 1
+            while b + n < len(lengths) and lengths[b + n] == lengths[b]:
+                n += 1
+            yield self.starts[b], lengths[b], n
+            b += n
+
+    def take(self, start: int, length: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, H, L, C), keys and values (N, H, S, C) of a run, the extra key appended."""
+        query, key, value = (
+            x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2)
+            for x in (self.query_THC, self.key_THC, self.value_THC)
+        )
+        if self.extra is not None:
+            key, value = (
+                torch.cat([x, learned[None, :, None].expand(n, -1, -1, -1)], dim=2)
+                for x, learned in ((key, self.extra[0]), (value, self.extra[1]))
+            )
+        return query, key, value
+
+
+def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
+    """Attention maps, one sequence at a time, in fp32: the slow and plain truth.
+
+    Yields:
+        for each sequence, probabilities of shape (H, L, S); S = L, plus one column for an extra key.
+    """
+    for start, end in zip(heads.starts, heads.starts[1:], strict=False):
+        query, key, _ = heads.take(start, end - start, 1)
+        yield torch.softmax(query[0].float() @ key[0].float().transpose(1, 2), dim=-1)
+
+
+def loop(heads: Heads) -> Float[Tensor, "T H C"]:
+    """The reference: one sequence at a time, softmax of a plain product. Runs anywhere, in any precision."""
+    outputs = []
+    for maps_HLS, start, end in zip(probabilities(heads), heads.starts, heads.starts[1:], strict=False):
+        _, _, value = heads.take(start, end - start, 1)
+        outputs.append((maps_HLS @ value[0].float()).transpose(0, 1))
+    return torch.cat(outputs).to(heads.query_THC.dtype)
+
+
+def sdpa(heads: Heads) -> Float[Tensor, "T H C"]:
+    """PyTorch's fused attention, one call for each run of equal lengths. Runs anywhere, in any precision."""
+    outputs = []
+    for start, length, n in heads.runs():
+        query, key, value = heads.take(start, length, n)
+        output = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def matmul(heads: Heads) -> Float[Tensor, "T H C"]:
+    """Batched matrix products on the CPU's bf16 units, with exponentials that need no row maximum.
+
+    `scaled_dot_product_attention` runs narrow heads far below the rate of the matrix units. Here scores are two batched
+    products around one in-place exp2. By Cauchy-Schwarz no score exceeds |q| |k|; where that bound is within
+    `SAFE_EXPONENT`, exp2 cannot overflow and the maximum need not be found. A run whose bound is larger takes `sdpa`.
+    """
+    query_THC = heads.query_THC * math.log2(math.e)
+    norm_q_TH, norm_k_TH = (torch.linalg.vector_norm(x, dim=-1) for x in (query_THC, heads.key_THC))
+    safe = (norm_q_TH.amax(0) * _largest_key(norm_k_TH, heads.extra)).max().item() <= SAFE_EXPONENT
+    output_THC = torch.empty_like(query_THC)
+    scaled = Heads(query_THC, heads.key_THC, heads.value_THC, heads.starts, heads.extra)
+    for start, length, n in heads.runs():
+        span = slice(start, start + n * length)
+        run_THC = output_THC[span].unflatten(0, (n, length)).transpose(1, 2)
+        bound_H = norm_q_TH[span].amax(0) * _largest_key(norm_k_TH[span], heads.extra) if not safe else None
+        if bound_H is None or bound_H.max().item() <= SAFE_EXPONENT:
+            run_THC.copy_(_exponential_attention(*scaled.take(start, length, n)))
+        else:
+            run_THC.copy_(F.scaled_dot_product_attention(*heads.take(start, length, n), scale=1.0))
+    return output_THC
+
+
+def _largest_key(norm_k_TH: Tensor, extra: ExtraKey | None) -> Tensor:
+    """Largest key norm of each head, the extra key included, shape (H,)."""
+    largest_H = norm_k_TH.amax(0)
+    return largest_H if extra is None else torch.maximum(largest_H, torch.linalg.vector_norm(extra[0], dim=-1))
+
+
+def _exponential_attention(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "N H L C"]:
+    """softmax(q k^T) v with base-2 scores known to be small, a cacheful of heads at a time.
+
+    Args:
+        query: (N, H, L, C), scores in powers of two. key, value: (N, H, S, C).
+    """
+    n, h, length, _ = query.shape
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    step = max(1, SCORES_IN_CACHE // (length * key.shape[1]))
+    outputs = []
+    for first in range(0, n * h, step):
+        some = slice(first, first + step)
+        weights_NLS = torch.bmm(query[some], key[some].transpose(1, 2)).exp2_()
+        total_NL1 = weights_NLS.sum(-1, keepdim=True, dtype=torch.float32)
+        outputs.append(torch.bmm(weights_NLS, value[some]).div_(total_NL1))
+    return torch.cat(outputs).unflatten(0, (n, h))
+
+
+def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
+    """FlashAttention over variable lengths on CUDA, bf16 or fp16; one launch for the whole batch."""
+    lengths = [end - start for start, end in zip(heads.starts, heads.starts[1:], strict=False)]
+    device = heads.query_THC.device
+    starts_q = torch.tensor(heads.starts, dtype=torch.int32, device=device)
+    key, value, starts_k = heads.key_THC, heads.value_THC, starts_q
+    if heads.extra is not None:
+        key, value = (
+            torch.cat([part for piece in x.split(lengths) for part in (piece, learned[None].to(x.dtype))])
+            for x, learned in ((key, heads.extra[0]), (value, heads.extra[1]))
+        )
+        starts_k = starts_q + torch.arange(len(heads.starts), dtype=torch.int32, device=device)
+    longest = max(lengths)
+    output = varlen_attn(
+        heads.query_THC.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        starts_q,
+        starts_k,
+        longest,
+        longest + (heads.extra is not None),
+        scale=1.0,
+    )
+    assert isinstance(output, Tensor)
+    return output
+
+
+Kernel = Callable[[Heads], Tensor]
+KERNELS: dict[str, Kernel] = {"loop": loop, "sdpa": sdpa, "matmul": matmul, "varlen": varlen}
+
+
+def choose(query_THC: Tensor) -> str:
+    """Name of the fastest kernel for tensors like this one.
+
+    >>> choose(torch.zeros(4, 2, 8))
+    'sdpa'
+    """
+    low_precision = query_THC.dtype in (torch.bfloat16, torch.float16)
+    if query_THC.device.type == "cuda":
+        return "varlen" if low_precision and query_THC.shape[-1] % 8 == 0 else "sdpa"
+    if query_THC.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return "matmul"
+    return "sdpa"
+
+
+def attend(heads: Heads, kernel: str | None = None) -> Float[Tensor, "T H C"]:
+    """softmax(q k^T) v within each sequence.
+
+    Args:
+        heads: scaled queries, keys and values, each (T, H, C).
+        kernel: a name in `KERNELS`, which then runs or raises; None chooses by device and precision.
+
+    Raises:
+        InputError: the name is unknown.
+
+    >>> one = torch.ones(3, 1, 4)
+    >>> attend(Heads(one, one, one, starts=(0, 1, 3))).shape
+    torch.Size([3, 1, 4])
+    """
+    name = kernel or choose(heads.query_THC)
+    if name not in KERNELS:
+        raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
+    return KERNELS[name](heads)

@@ -1,0 +1,107 @@
+"""What every model is: a module that turns a packed batch into the outputs that the caller named, and nothing else.
+
+In: `PackedBatch` and `Want`. Out: `Output`, whose tensors are token-addressable through the batch that made them
+(`batch.residues(b)`), so that an id, a residue and its vector cannot come apart.
+"""
+
+import abc
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from proteinlm.errors import InputError
+from proteinlm.sequences.alphabet import Alphabet
+from proteinlm.sequences.batch import PackedBatch
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a forward pass is to return; whatever is not named is not computed.
+
+    Args:
+        layers: hidden states to keep, 0 (the embedding) to `num_layers` (what the head reads).
+        logits: alphabet logits of every token.
+        attentions: attention maps of every layer and head, per sequence (memory grows with layers x heads x L^2).
+        contacts: contact probabilities of residue pairs, per sequence.
+    """
+
+    layers: tuple[int, ...] = ()
+    logits: bool = False
+    attentions: bool = False
+    contacts: bool = False
+
+
+@dataclass
+class Output:
+    """What a forward pass returned: exactly what `Want` named.
+
+    Attributes:
+        hidden: layer -> hidden states, shape (T, D).
+        logits_TV: shape (T, V), None unless wanted.
+        attentions: per sequence, shape (num_layers, H, L, L) over its tokens; empty unless wanted.
+        contacts: per sequence, probabilities of shape (L, L) over its residues; empty unless wanted.
+    """
+
+    hidden: dict[int, Float[Tensor, "T D"]] = field(default_factory=dict)
+    logits_TV: Float[Tensor, "T V"] | None = None
+    attentions: list[Float[Tensor, "N H L L"]] = field(default_factory=list)
+    contacts: list[Float[Tensor, "L L"]] = field(default_factory=list)
+
+
+class ProteinModel(nn.Module, abc.ABC):
+    """A protein language model. Subclasses are final: they set the attributes below and write `forward`.
+
+    Attributes:
+        alphabet: the token table the model was trained with.
+        num_layers: index of the last hidden state.
+        width: channels D of a hidden state.
+        max_residues: longest sequence the model has positions for; None where there is no limit.
+        has_contacts: whether `Want(contacts=True)` can be answered.
+    """
+
+    alphabet: Alphabet
+    num_layers: int
+    width: int
+    max_residues: int | None
+    has_contacts: bool = False
+    has_attentions: bool = False
+
+    @abc.abstractmethod
+    def forward(self, batch: PackedBatch, want: Want) -> Output:
+        """Run the model over one packed batch and return what `want` names."""
+
+    def prepare(self, precision: torch.dtype) -> "ProteinModel":
+        """Make the model ready for inference in `precision`, in place; weights may be cast and laid out for kernels.
+
+        A prepared model can no longer be trained or saved.
+        """
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, Preparable):
+                module.prepare_weights(precision)
+        return self
+
+    def check(self, want: Want) -> None:
+        """Raise `InputError` if `want` names what this model cannot give."""
+        for layer in want.layers:
+            if not 0 <= layer <= self.num_layers:
+                raise InputError(
+                    f"layer {layer} is outside 0..{self.num_layers} of this model; name a layer in that range"
+                )
+        if want.contacts and not self.has_contacts:
+            raise InputError(
+                "contacts were asked for, but this checkpoint has no contact head; "
+                "use one that has (ESM-1, ESM-1b and ESM-2 checkpoints with contact regression)"
+            )
+        if want.attentions and not self.has_attentions:
+            raise InputError("attention maps were asked for, but this model has no attention")
+
+
+class Preparable(abc.ABC):
+    """A part of a model that lays its weights out for inference."""
+
+    @abc.abstractmethod
+    def prepare_weights(self, precision: torch.dtype) -> None:
+        """Cast and lay out the weights for inference in `precision`, in place."""

@@ -1,0 +1,183 @@
+"""Parts that architectures share: projections, self-attention, feed-forward, the pre-norm layer, the two heads.
+
+In and out: (T, D) tensors of packed tokens. No part knows which model it serves. The residual stream keeps the
+precision of the embedding (fp32), while projections may compute in bf16; sums of both are therefore exact to fp32.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from proteinlm.models.attention import Heads, Starts, attend, probabilities
+from proteinlm.models.base import Preparable
+from proteinlm.models.positions import turn
+
+Activation = Literal["none", "gelu"]
+
+
+class Projection(nn.Module, Preparable):
+    """activation(x W^T + b). On the CPU, `prepare_weights` lays W out once in oneDNN's own order.
+
+    Args:
+        inputs, outputs: channels in and out.
+        activation: "none", or "gelu" (the erf form that both papers use).
+    """
+
+    def __init__(self, inputs: int, outputs: int, activation: Activation = "none") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.activation = activation
+        self.packed: Tensor | None = None
+        nn.init.xavier_uniform_(self.weight)
+
+    def prepare_weights(self, precision: torch.dtype) -> None:
+        """Cast to `precision`; on the CPU also prepack, which saves a copy of W per call and opens fused GELU."""
+        self.to(precision)
+        if self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            del self.weight
+
+    def forward(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
+        """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights."""
+        x = x.to(self.bias.dtype)
+        if self.packed is not None:
+            output: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self.packed, self.bias, self.activation, [], "none"
+            )
+            return output
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.activation == "gelu" else y
+
+
+MapSink = Callable[[int, int, Float[Tensor, "H L S"]], None]
+"""Takes attention maps as they arise: layer (from 0), sequence, probabilities."""
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all layers of one forward pass share.
+
+    Args:
+        starts: B + 1 offsets of the sequences in the packed tokens.
+        turns_TF: rotary turns of each token, or None for models without.
+        maps: called with every attention map, or None when nobody asked for maps.
+        kernel: attention kernel by name; None chooses.
+    """
+
+    starts: Starts
+    turns_TF: Complex[Tensor, "T F"] | None = None
+    maps: MapSink | None = None
+    kernel: str | None = None
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; queries, keys and values come from one fused projection.
+
+    Args:
+        width: channels D. num_heads: H; divides D.
+        extra_key: learn one more key and value that every token sees (ESM-1, papers.md 2.2).
+    """
+
+    def __init__(self, width: int, num_heads: int, extra_key: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (width // num_heads) ** -0.5
+        self.qkv = Projection(width, 3 * width)
+        self.out = Projection(width, width)
+        # fairseq initialises the fused matrix with gain 1/sqrt(2), as three separate ones would come out.
+        nn.init.xavier_uniform_(self.qkv.weight, gain=1 / math.sqrt(2))
+        self.extra_key = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, width))[0]) if extra_key else None
+        self.extra_value = nn.Parameter(nn.init.xavier_normal_(torch.empty(1, width))[0]) if extra_key else None
+
+    def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
+        """Attend within each sequence, (T, D) -> (T, D). `layer` only labels the maps."""
+        qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))
+        if context.turns_TF is None:
+            query, key = qkv[:, 0] * self.scale, qkv[:, 1]
+        else:
+            turns = torch.stack([context.turns_TF * self.scale, context.turns_TF], dim=1)
+            query, key = turn(qkv[:, :2], turns).unbind(1)
+        heads = Heads(query, key, qkv[:, 2], context.starts, self._extra(query))
+        if context.maps is not None:
+            for b, maps_HLS in enumerate(probabilities(heads)):
+                context.maps(layer, b, maps_HLS)
+        return self.out(attend(heads, context.kernel).flatten(1))
+
+    def _extra(self, like_THC: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.extra_key is None or self.extra_value is None:
+            return None
+        shape = like_THC.shape[1:]
+        return self.extra_key.view(shape).to(like_THC.dtype), self.extra_value.view(shape).to(like_THC.dtype)
+
+
+class FeedForward(nn.Module):
+    """down(gelu(up(x))), (T, D) -> (T, D) through `inner` channels."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = Projection(width, inner, activation="gelu")
+        self.down = Projection(inner, width)
+
+    def forward(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """Apply to every token alone."""
+        output: Tensor = self.down(self.up(x_TD))
+        return output
+
+
+class PreNormLayer(nn.Module):
+    """x += attention(norm(x)); x += feed_forward(norm(x)).
+
+    Args:
+        width, num_heads, inner: D, H and the feed-forward width.
+        epsilon: of both norms. extra_key: see `SelfAttention`.
+    """
+
+    def __init__(self, width: int, num_heads: int, inner: int, epsilon: float, extra_key: bool = False) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=epsilon)
+        self.attention = SelfAttention(width, num_heads, extra_key)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=epsilon)
+        self.feed_forward = FeedForward(width, inner)
+
+    def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
+        """One layer, (T, D) -> (T, D)."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), layer, context)
+        x_TD = x_TD + self.feed_forward(self.feed_forward_norm(x_TD))
+        return x_TD
+
+
+class MaskedHead(nn.Module):
+    """RoBERTa's language-model head: dense, gelu, norm, then the tied embedding and a bias (papers.md 2.3)."""
+
+    def __init__(self, width: int, num_tokens: int) -> None:
+        super().__init__()
+        self.dense = Projection(width, width, activation="gelu")
+        self.norm = nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(num_tokens))
+
+    def forward(self, x_TD: Float[Tensor, "T D"], embedding_VD: Tensor) -> Float[Tensor, "T V"]:
+        """Logits (T, V) from hidden states (T, D) and the embedding (V, D), in the embedding's precision."""
+        return F.linear(self.norm(self.dense(x_TD).to(embedding_VD.dtype)), embedding_VD, self.bias)
+
+
+def token_dropout(embedded_TD: Tensor, is_mask_T: Tensor, starts: Starts) -> Float[Tensor, "T D"]:
+    """Zero the embedding of mask tokens and rescale each sequence as in training (papers.md 2.4).
+
+    In training 0.15 x 0.8 of the tokens were masked; a sequence with another share is scaled by
+    (1 - 0.12) / (1 - share). An unmasked sequence is therefore scaled by 0.88.
+
+    Args:
+        embedded_TD: embeddings, shape (T, D). is_mask_T: which tokens are masks. starts: B + 1 offsets.
+    """
+    lengths_B = torch.diff(torch.tensor(starts, device=embedded_TD.device))
+    share_B = torch.stack([part.float().mean() for part in is_mask_T.split(lengths_B.tolist())])
+    scale_T = torch.repeat_interleave((1 - 0.15 * 0.8) / (1 - share_B), lengths_B, output_size=len(is_mask_T))
+    scale_T = scale_T.masked_fill(is_mask_T, 0.0)
+    return embedded_TD * scale_T[:, None].to(embedded_TD.dtype)

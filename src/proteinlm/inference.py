@@ -6,8 +6,11 @@ positions are cut into overlapping windows and stitched; a batch that does not f
 """
 
 import ctypes
+import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +24,384 @@ from proteinlm.sequences.batch import PackedBatch
 
 Precision = Literal["auto", "fp32", "bf16"]
 Long = Literal["window", "error", "crop"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 TOKENS_PER_BATCH = 4096
 """Large enough for the matrix units, small enough for the cache; measured in docs/log.md."""
+
+MOST_LANES = 8
+"""Batches run side by side on a CPU; more would mostly cost memory."""
+
+OVERLAP = 4
+"""Neighbouring windows share at least 1/4 of their residues, so a residue is an eighth of a window from any cut."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A protein to run: the caller's number for it, and its residues (upper case, in the model's alphabet)."""
+
+    row: int
+    residues: str
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run.
+
+    Args:
+        precision: "fp32" is exact; "bf16" multiplies in bfloat16; "auto" takes bf16 where the hardware has it.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        tokens_per_batch: token budget of a batch; a longer protein makes a batch of its own.
+        long: proteins longer than the model's positions are cut into windows, answered with a failure, or cropped.
+    """
+
+    precision: Precision = "auto"
+    device: str = "auto"
+    tokens_per_batch: int = TOKENS_PER_BATCH
+    long: Long = "window"
+
+
+@dataclass
+class Answer:
+    """What the model said of one protein, in fp32 on the CPU.
+
+    Attributes:
+        row: the query's number.
+        hidden: layer -> residue vectors, shape (L, D).
+        first: layer -> the BOS vector, shape (D,); empty for models without BOS. Over windows: their mean.
+        logits: shape (L, V), or None.
+        contacts: probabilities, shape (L, L), or None. NaN where no window held both residues.
+        windows: how many windows were run; 1 is the whole protein at once.
+        cropped: residues at the end that were not run (`long="crop"`).
+    """
+
+    row: int
+    hidden: dict[int, Float[Tensor, "L D"]] = field(default_factory=dict)
+    first: dict[int, Float[Tensor, "D"]] = field(default_factory=dict)
+    logits: Float[Tensor, "L V"] | None = None
+    contacts: Float[Tensor, "L L"] | None = None
+    windows: int = 1
+    cropped: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A protein that could not be run, and why."""
+
+    row: int
+    reason: str
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` stands for; "auto" is CUDA where there is one.
+
+    Raises:
+        InputError: the device is not there; nothing falls back in silence.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name} is not there ({torch.cuda.device_count()} CUDA devices); use --device cpu")
+    return device
+
+
+def choose_precision(name: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+    """The precision that `name` stands for on `device`, and the reason in words."""
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if has_bf16:
+        return "bf16", f"this {device.type.upper()} multiplies in bf16; --precision fp32 is exact"
+    return "fp32", f"this {device.type.upper()} has no bf16 units"
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed activations on the heap instead of returning their pages after every layer.
+
+    Fresh pages cost more than the arithmetic of small models; elsewhere than on glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # numbers of glibc's malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+        mallopt(top_pad, 1 << 28)
+
+
+class Runner:
+    """A model made ready on a device. The model is changed in place and can no longer be trained or saved.
+
+    Args:
+        model: any `ProteinModel`. options: how to run.
+
+    Attributes:
+        device, precision, precision_reason: what was chosen, and why.
+        halvings: how often a batch had to be halved for memory.
+
+    >>> from proteinlm.models.esm import Esm2, Esm2Config
+    >>> model = Esm2(Esm2Config(num_layers=1, width=8, num_heads=2, inner=16))
+    >>> runner = Runner(model, RunOptions(precision="fp32", device="cpu"))
+    >>> answers = forward_all(runner, [Query(7, "MKTV")], Want(layers=(1,)))
+    >>> [(answer.row, answer.hidden[1].shape) for answer in answers]
+    [(7, torch.Size([4, 8]))]
+    """
+
+    def __init__(self, model: ProteinModel, options: RunOptions) -> None:
+        self.options = options
+        self.device = choose_device(options.device)
+        self.precision, self.precision_reason = choose_precision(options.precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.model = model.to(self.device).prepare(DTYPES[self.precision])
+        self.halvings = 0
+
+    def forward(self, batch: PackedBatch, want: Want) -> Output:
+        """Run one batch; the outputs are on the CPU in fp32."""
+        with torch.inference_mode():
+            output = self.model(batch.to(self.device), want)
+        output.hidden = {layer: x_TD.float().cpu() for layer, x_TD in output.hidden.items()}
+        output.logits_TV = None if output.logits_TV is None else output.logits_TV.float().cpu()
+        output.contacts = [contacts_LL.float().cpu() for contacts_LL in output.contacts]
+        return output
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a protein that fits the model: the query, where it starts, its residues, and what it answers for.
+
+    `owned` is the range of residues whose vectors are taken from this piece.
+    """
+
+    query: Query
+    start: int
+    residues: str
+    owned: tuple[int, int]
+
+
+def cut(query: Query, window: int | None) -> list[Piece]:
+    """Cut a protein into evenly spread, overlapping windows; a residue belongs to the window it stands deepest in.
+
+    Args:
+        query: the protein, L residues. window: longest piece; None for models without a limit.
+
+    >>> [(piece.start, piece.owned) for piece in cut(Query(0, "A" * 15), 10)]
+    [(0, (0, 7)), (5, (7, 15))]
+    """
+    length = len(query.residues)
+    if window is None or length <= window:
+        return [Piece(query, 0, query.residues, (0, length))]
+    stride = window - window // OVERLAP
+    count = 1 + -(-(length - window) // stride)
+    starts = [k * (length - window) // (count - 1) for k in range(count)]
+    borders = [0, *((a + window + b) // 2 for a, b in itertools.pairwise(starts)), length]
+    return [
+        Piece(query, start, query.residues[start : start + window], (low, high))
+        for start, (low, high) in zip(starts, itertools.pairwise(borders), strict=True)
+    ]
+
+
+def plan(queries: Iterable[Query], runner: Runner) -> tuple[list[list[Piece]], list[Failure], dict[int, int]]:
+    """Batches of pieces, longest first, within the token budget; proteins refused for length; residues cropped."""
+    limit, options = runner.model.max_residues, runner.options
+    pieces: list[Piece] = []
+    failures: list[Failure] = []
+    cropped: dict[int, int] = {}
+    for query in queries:
+        excess = len(query.residues) - limit if limit is not None else 0
+        if excess > 0 and options.long == "error":
+            reason = f"{len(query.residues)} residues exceed the {limit} of this model; use --long window or crop"
+            failures.append(Failure(query.row, reason))
+            continue
+        if excess > 0 and options.long == "crop":
+            cropped[query.row] = excess
+            query = Query(query.row, query.residues[:limit])
+        pieces.extend(cut(query, limit))
+    pieces.sort(key=lambda piece: (-len(piece.residues), piece.query.row, piece.start))
+    return _pack(pieces, options.tokens_per_batch, runner), failures, cropped
+
+
+def _pack(pieces: list[Piece], budget: int, runner: Runner) -> list[list[Piece]]:
+    """Consecutive pieces together until the next one would exceed the token budget."""
+    around = len(runner.model.alphabet.prefix) + len(runner.model.alphabet.suffix)
+    batches: list[list[Piece]] = []
+    filled = budget
+    for piece in pieces:
+        tokens = len(piece.residues) + around
+        if filled + tokens > budget:
+            batches.append([])
+            filled = 0
+        batches[-1].append(piece)
+        filled += tokens
+    return batches
+
+
+def forward_all(runner: Runner, queries: Iterable[Query], want: Want) -> Iterator[Answer | Failure]:
+    """Run every query once.
+
+    Args:
+        runner: a prepared model. queries: proteins; all of them are held while this runs.
+        want: what to return; attention maps are not returned through this loop.
+
+    Yields:
+        one `Answer` or `Failure` per query, longest first; `row` says whose it is.
+    """
+    runner.model.check(want)
+    batches, failures, cropped = plan(queries, runner)
+    yield from failures
+    open_answers: dict[int, _Stitcher] = {}
+    for piece, answer in _run_all(runner, batches, want):
+        row = piece.query.row
+        stitcher = open_answers.setdefault(row, _Stitcher(piece.query))
+        stitcher.add(piece, answer)
+        if stitcher.complete():
+            yield stitcher.finish(cropped.get(row, 0))
+            del open_answers[row]
+
+
+PieceAnswer = tuple[Piece, Answer | Failure]
+
+
+def _run_all(runner: Runner, batches: list[list[Piece]], want: Want) -> Iterator[PieceAnswer]:
+    """Run batches in order. On a CPU several run side by side, each on its share of the cores.
+
+    One core working through one batch keeps its data in its own cache and waits for nobody; sharing every small
+    operation between the cores is slower. With fewer batches than lanes all cores share each batch instead.
+    """
+    threads = torch.get_num_threads()
+    lanes = min(threads, MOST_LANES) if runner.device.type == "cpu" else 1
+    if lanes == 1 or len(batches) < lanes:
+        for batch in batches:
+            yield from _run(runner, batch, want)
+        return
+    ahead: deque[Future[list[PieceAnswer]]] = deque()
+    try:
+        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)) as pool:
+            for batch in batches:
+                ahead.append(pool.submit(_run_to_list, runner, batch, want))
+                if len(ahead) > lanes:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_to_list(runner: Runner, pieces: list[Piece], want: Want) -> list[PieceAnswer]:
+    return list(_run(runner, pieces, want))
+
+
+def _run(runner: Runner, pieces: list[Piece], want: Want) -> Iterator[PieceAnswer]:
+    """Run one batch; where memory runs out, run its halves. A piece that fails alone is a `Failure`."""
+    alphabet = runner.model.alphabet
+    batch = PackedBatch.pack(
+        [alphabet.encode(piece.residues) for piece in pieces],
+        rows=[piece.query.row for piece in pieces],
+        prefix=len(alphabet.prefix),
+        suffix=len(alphabet.suffix),
+    )
+    try:
+        output = runner.forward(batch, want)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        output = None
+    if output is not None:
+        for b, piece in enumerate(pieces):
+            yield piece, _answer(batch, b, output)
+    elif len(pieces) == 1:
+        length = len(pieces[0].residues)
+        yield pieces[0], Failure(pieces[0].query.row, f"out of memory on {length} residues alone; use a smaller model")
+    else:
+        runner.halvings += 1
+        middle = len(pieces) // 2
+        yield from _run(runner, pieces[:middle], want)
+        yield from _run(runner, pieces[middle:], want)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an exception of PyTorch says that memory ran out (the CPU allocator has no class of its own)."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _answer(batch: PackedBatch, b: int, output: Output) -> Answer:
+    """Cut the residues of sequence `b` out of a batch's output."""
+    residues, start = batch.residues(b), batch.starts[b]
+    return Answer(
+        row=batch.row_B[b],
+        hidden={layer: x_TD[residues] for layer, x_TD in output.hidden.items()},
+        first={layer: x_TD[start] for layer, x_TD in output.hidden.items()} if batch.prefix else {},
+        logits=None if output.logits_TV is None else output.logits_TV[residues],
+        contacts=output.contacts[b] if output.contacts else None,
+    )
+
+
+class _Stitcher:
+    """Collects the windows of one protein and joins them into one answer."""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self.parts: list[tuple[Piece, Answer]] = []
+        self.failure: Failure | None = None
+        self.seen = 0
+
+    def add(self, piece: Piece, answer: Answer | Failure) -> None:
+        self.seen += piece.owned[1] - piece.owned[0]
+        if isinstance(answer, Failure):
+            self.failure = answer
+        else:
+            self.parts.append((piece, answer))
+
+    def complete(self) -> bool:
+        return self.seen == len(self.query.residues)
+
+    def finish(self, cropped: int) -> Answer | Failure:
+        if self.failure is not None:
+            return self.failure
+        self.parts.sort(key=lambda part: part[0].start)
+        _, head = self.parts[0]
+        answer = head if len(self.parts) == 1 else self._join(head)
+        answer.cropped = cropped
+        return answer
+
+    def _join(self, head: Answer) -> Answer:
+        """Residue vectors from the window that owns the residue; BOS vectors averaged; contacts by their midpoint."""
+        answers = [answer for _, answer in self.parts]
+        owned = [slice(piece.owned[0] - piece.start, piece.owned[1] - piece.start) for piece, _ in self.parts]
+        logits = [answer.logits[own] for answer, own in zip(answers, owned, strict=True) if answer.logits is not None]
+        return Answer(
+            row=head.row,
+            hidden={
+                layer: torch.cat([answer.hidden[layer][own] for answer, own in zip(answers, owned, strict=True)])
+                for layer in head.hidden
+            },
+            first={layer: torch.stack([answer.first[layer] for answer in answers]).mean(0) for layer in head.first},
+            logits=torch.cat(logits) if logits else None,
+            contacts=None if head.contacts is None else self._join_contacts(),
+            windows=len(self.parts),
+        )
+
+    def _join_contacts(self) -> Float[Tensor, "L L"]:
+        """Each pair from the window that owns its midpoint, the one in which the pair stands deepest."""
+        length = len(self.query.residues)
+        whole_LL = torch.full((length, length), float("nan"))
+        for piece, answer in self.parts:
+            assert answer.contacts is not None, "every window was run with the same wants"
+            index = torch.arange(piece.start, piece.start + len(piece.residues))
+            twice_midpoint = index[:, None] + index[None, :]
+            mine = (twice_midpoint >= 2 * piece.owned[0]) & (twice_midpoint < 2 * piece.owned[1])
+            block = whole_LL[index[0] : index[-1] + 1, index[0] : index[-1] + 1]
+            block[mine] = answer.contacts[mine]
+        return whole_LL

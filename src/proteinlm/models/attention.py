@@ -1,6 +1,6 @@
 """Attention over packed sequences, and the one place that chooses how it is computed.
 
-In: queries (already scaled), keys and values of shape (T, H, C) and the starts of the sequences in them. Out: (T, H, C).
+In: queries (already scaled), keys and values, heads first, and the starts of the sequences in them. Out: (T, H, C).
 No token sees another sequence. `loop` is the reference, one sequence at a time in plain matrix products; every other
 kernel is tested against it. Kernels that work best on equal lengths take neighbours of equal length together.
 
@@ -10,7 +10,8 @@ C channels of a head, S keys (L, plus one where the model learned an extra key).
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ Starts = tuple[int, ...]
 ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
 """A learned key and value that every query of ESM-1 sees besides its own sequence."""
 
-SCORES_IN_CACHE = 2**21
-"""Scores worked on at a time by `matmul`: 4 MiB in bf16, so that they stay in the L2/L3 cache of one core."""
+SCORES_IN_CACHE = 2**22
+"""Scores worked on at a time by `matmul`: 8 MiB in bf16, which stay in cache while few calls are made."""
 
 SAFE_EXPONENT = 100.0
 """exp2 of +-100 times 2^10 keys times a value stays inside the range of bf16 and fp32 (2^127)."""
@@ -36,20 +37,20 @@ class Heads:
     """What a kernel works on: scaled queries, keys, values, and where each sequence starts.
 
     Args:
-        query_THC, key_THC, value_THC: shape (T, H, C).
+        query_HTC, key_HTC, value_HTC: shape (H, T, C).
         starts: B + 1 offsets, as in `PackedBatch`.
         extra: a learned key and value seen by every query, or None.
     """
 
-    query_THC: Float[Tensor, "T H C"]
-    key_THC: Float[Tensor, "T H C"]
-    value_THC: Float[Tensor, "T H C"]
+    query_HTC: Float[Tensor, "H T C"]
+    key_HTC: Float[Tensor, "H T C"]
+    value_HTC: Float[Tensor, "H T C"]
     starts: Starts
     extra: ExtraKey | None = None
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """Neighbouring sequences of equal length: (first token, length, how many)."""
-        lengths = [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(self.starts)]
         b = 0
         while b < len(lengths):
             n = 1
@@ -61,8 +62,8 @@ class Heads:
     def take(self, start: int, length: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (N, H, L, C), keys and values (N, H, S, C) of a run, the extra key appended."""
         query, key, value = (
-            x[start : start + n * length].unflatten(0, (n, length)).transpose(1, 2)
-            for x in (self.query_THC, self.key_THC, self.value_THC)
+            x[:, start : start + n * length].unflatten(1, (n, length)).transpose(0, 1)
+            for x in (self.query_HTC, self.key_HTC, self.value_HTC)
         )
         if self.extra is not None:
             key, value = (
@@ -78,7 +79,7 @@ def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
     Yields:
         for each sequence, probabilities of shape (H, L, S); S = L, plus one column for an extra key.
     """
-    for start, end in zip(heads.starts, heads.starts[1:], strict=False):
+    for start, end in pairwise(heads.starts):
         query, key, _ = heads.take(start, end - start, 1)
         yield torch.softmax(query[0].float() @ key[0].float().transpose(1, 2), dim=-1)
 
@@ -86,10 +87,10 @@ def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
 def loop(heads: Heads) -> Float[Tensor, "T H C"]:
     """The reference: one sequence at a time, softmax of a plain product. Runs anywhere, in any precision."""
     outputs = []
-    for maps_HLS, start, end in zip(probabilities(heads), heads.starts, heads.starts[1:], strict=False):
+    for maps_HLS, (start, end) in zip(probabilities(heads), pairwise(heads.starts), strict=True):
         _, _, value = heads.take(start, end - start, 1)
         outputs.append((maps_HLS @ value[0].float()).transpose(0, 1))
-    return torch.cat(outputs).to(heads.query_THC.dtype)
+    return torch.cat(outputs).to(heads.query_HTC.dtype)
 
 
 def sdpa(heads: Heads) -> Float[Tensor, "T H C"]:
@@ -109,52 +110,53 @@ def matmul(heads: Heads) -> Float[Tensor, "T H C"]:
     products around one in-place exp2. By Cauchy-Schwarz no score exceeds |q| |k|; where that bound is within
     `SAFE_EXPONENT`, exp2 cannot overflow and the maximum need not be found. A run whose bound is larger takes `sdpa`.
     """
-    query_THC = heads.query_THC * math.log2(math.e)
-    norm_q_TH, norm_k_TH = (torch.linalg.vector_norm(x, dim=-1) for x in (query_THC, heads.key_THC))
-    safe = (norm_q_TH.amax(0) * _largest_key(norm_k_TH, heads.extra)).max().item() <= SAFE_EXPONENT
-    output_THC = torch.empty_like(query_THC)
-    scaled = Heads(query_THC, heads.key_THC, heads.value_THC, heads.starts, heads.extra)
+    query_HTC = heads.query_HTC * math.log2(math.e)
+    norm_q_HT, norm_k_HT = (torch.linalg.vector_norm(x, dim=-1) for x in (query_HTC, heads.key_HTC))
+    all_safe = _largest_score(norm_q_HT, norm_k_HT, heads.extra) <= SAFE_EXPONENT
+    base_two = replace(heads, query_HTC=query_HTC)
+    output_THC = query_HTC.new_empty(query_HTC.shape[1], query_HTC.shape[0], query_HTC.shape[2])
     for start, length, n in heads.runs():
         span = slice(start, start + n * length)
-        run_THC = output_THC[span].unflatten(0, (n, length)).transpose(1, 2)
-        bound_H = norm_q_TH[span].amax(0) * _largest_key(norm_k_TH[span], heads.extra) if not safe else None
-        if bound_H is None or bound_H.max().item() <= SAFE_EXPONENT:
-            run_THC.copy_(_exponential_attention(*scaled.take(start, length, n)))
+        run_NHLC = output_THC[span].unflatten(0, (n, length)).transpose(1, 2)
+        if all_safe or _largest_score(norm_q_HT[:, span], norm_k_HT[:, span], heads.extra) <= SAFE_EXPONENT:
+            _exponential_attention(*base_two.take(start, length, n), out=run_NHLC)
         else:
-            run_THC.copy_(F.scaled_dot_product_attention(*heads.take(start, length, n), scale=1.0))
+            run_NHLC.copy_(F.scaled_dot_product_attention(*heads.take(start, length, n), scale=1.0))
     return output_THC
 
 
-def _largest_key(norm_k_TH: Tensor, extra: ExtraKey | None) -> Tensor:
-    """Largest key norm of each head, the extra key included, shape (H,)."""
-    largest_H = norm_k_TH.amax(0)
-    return largest_H if extra is None else torch.maximum(largest_H, torch.linalg.vector_norm(extra[0], dim=-1))
+def _largest_score(norm_q_HT: Tensor, norm_k_HT: Tensor, extra: ExtraKey | None) -> float:
+    """Bound on every |score|: the largest query norm times the largest key norm of each head."""
+    largest_key_H = norm_k_HT.amax(1)
+    if extra is not None:
+        largest_key_H = torch.maximum(largest_key_H, torch.linalg.vector_norm(extra[0], dim=-1))
+    return (norm_q_HT.amax(1) * largest_key_H).max().item()
 
 
-def _exponential_attention(query: Tensor, key: Tensor, value: Tensor) -> Float[Tensor, "N H L C"]:
+def _exponential_attention(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
     """softmax(q k^T) v with base-2 scores known to be small, a cacheful of heads at a time.
 
     Args:
-        query: (N, H, L, C), scores in powers of two. key, value: (N, H, S, C).
+        query: (N, H, L, C), scores in powers of two. key, value: (N, H, S, C). out: filled, (N, H, L, C).
     """
     n, h, length, _ = query.shape
-    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-    step = max(1, SCORES_IN_CACHE // (length * key.shape[1]))
-    outputs = []
-    for first in range(0, n * h, step):
-        some = slice(first, first + step)
-        weights_NLS = torch.bmm(query[some], key[some].transpose(1, 2)).exp2_()
-        total_NL1 = weights_NLS.sum(-1, keepdim=True, dtype=torch.float32)
-        outputs.append(torch.bmm(weights_NLS, value[some]).div_(total_NL1))
-    return torch.cat(outputs).unflatten(0, (n, h))
+    step = max(1, SCORES_IN_CACHE // (n * length * key.shape[2]))
+    for first in range(0, h, step):
+        some = slice(first, min(first + step, h))
+        query_, key_, value_ = (x[:, some].flatten(0, 1) for x in (query, key, value))
+        weights = torch.bmm(query_, key_.transpose(1, 2)).exp2_()
+        total = weights.sum(-1, keepdim=True)
+        mixed = torch.bmm(weights, value_).unflatten(0, (n, -1))
+        torch.div(mixed, total.unflatten(0, (n, -1)), out=out[:, some])
 
 
 def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
     """FlashAttention over variable lengths on CUDA, bf16 or fp16; one launch for the whole batch."""
-    lengths = [end - start for start, end in zip(heads.starts, heads.starts[1:], strict=False)]
-    device = heads.query_THC.device
+    lengths = [end - start for start, end in pairwise(heads.starts)]
+    device = heads.query_HTC.device
     starts_q = torch.tensor(heads.starts, dtype=torch.int32, device=device)
-    key, value, starts_k = heads.key_THC, heads.value_THC, starts_q
+    query, key, value = (x.transpose(0, 1) for x in (heads.query_HTC, heads.key_HTC, heads.value_HTC))
+    starts_k = starts_q
     if heads.extra is not None:
         key, value = (
             torch.cat([part for piece in x.split(lengths) for part in (piece, learned[None].to(x.dtype))])
@@ -163,7 +165,7 @@ def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
         starts_k = starts_q + torch.arange(len(heads.starts), dtype=torch.int32, device=device)
     longest = max(lengths)
     output = varlen_attn(
-        heads.query_THC.contiguous(),
+        query.contiguous(),
         key.contiguous(),
         value.contiguous(),
         starts_q,
@@ -180,16 +182,16 @@ Kernel = Callable[[Heads], Tensor]
 KERNELS: dict[str, Kernel] = {"loop": loop, "sdpa": sdpa, "matmul": matmul, "varlen": varlen}
 
 
-def choose(query_THC: Tensor) -> str:
+def choose(query_HTC: Tensor) -> str:
     """Name of the fastest kernel for tensors like this one.
 
-    >>> choose(torch.zeros(4, 2, 8))
+    >>> choose(torch.zeros(2, 4, 8))
     'sdpa'
     """
-    low_precision = query_THC.dtype in (torch.bfloat16, torch.float16)
-    if query_THC.device.type == "cuda":
-        return "varlen" if low_precision and query_THC.shape[-1] % 8 == 0 else "sdpa"
-    if query_THC.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    low_precision = query_HTC.dtype in (torch.bfloat16, torch.float16)
+    if query_HTC.device.type == "cuda":
+        return "varlen" if low_precision and query_HTC.shape[-1] % 8 == 0 else "sdpa"
+    if query_HTC.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         return "matmul"
     return "sdpa"
 
@@ -198,17 +200,17 @@ def attend(heads: Heads, kernel: str | None = None) -> Float[Tensor, "T H C"]:
     """softmax(q k^T) v within each sequence.
 
     Args:
-        heads: scaled queries, keys and values, each (T, H, C).
+        heads: scaled queries, keys and values, each (H, T, C).
         kernel: a name in `KERNELS`, which then runs or raises; None chooses by device and precision.
 
     Raises:
         InputError: the name is unknown.
 
-    >>> one = torch.ones(3, 1, 4)
+    >>> one = torch.ones(1, 3, 4)
     >>> attend(Heads(one, one, one, starts=(0, 1, 3))).shape
     torch.Size([3, 1, 4])
     """
-    name = kernel or choose(heads.query_THC)
+    name = kernel or choose(heads.query_HTC)
     if name not in KERNELS:
         raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
     return KERNELS[name](heads)

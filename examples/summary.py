@@ -5,6 +5,7 @@ many proteins, how wide, made how, and for three peculiar proteins those whose v
 Run it with `python examples/summary.py embeddings.h5 examples/proteins.fasta`.
 """
 
+import json
 import sys
 
 import dnaio
@@ -12,6 +13,9 @@ import h5py
 import numpy as np
 
 NEAREST = 3
+PROVENANCE = ("model", "model_digest", "input_digest", "layers", "pooling", "precision", "proteinlm", "torch")
+"""What the file says of itself that is worth a line each."""
+
 HYDROPATHY = {
     **{"A": 1.8, "R": -4.5, "N": -3.5, "D": -3.5, "C": 2.5, "Q": -3.5, "E": -3.5, "G": -0.4, "H": -3.2, "I": 4.5},
     **{"L": 3.8, "K": -3.9, "M": 1.9, "F": 2.8, "P": -1.6, "S": -0.8, "T": -0.7, "W": -0.9, "Y": -1.3, "V": 4.2},
@@ -30,11 +34,11 @@ def hydropathy(residues: str) -> float:
 
 
 def read_vectors(path: str) -> tuple[list[str], np.ndarray, dict[str, object]]:
-    """Ids, vectors of shape (proteins, width) and the file's own attributes."""
+    """Ids, vectors of shape (proteins, width) and how they came to be."""
     with h5py.File(path) as file:
-        names = sorted(file)
-        ids = [str(file[name].attrs.get("original_id", name)) for name in names]
-        return ids, np.stack([file[name][:] for name in names]).astype(np.float64), dict(file.attrs)
+        ids = [str(dataset.attrs["original_id"]) for dataset in file.values()]
+        vectors = np.stack([dataset[:] for dataset in file.values()])
+        return ids, vectors.astype(np.float64), json.loads(file.attrs["provenance"])
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
@@ -82,12 +86,12 @@ def print_check(ids: list[str], similar: np.ndarray, proteins: dict[str, str]) -
 
 def main(embeddings: str, fasta: str) -> None:
     """Print the summary of `embeddings`, made from `fasta`."""
-    ids, vectors, attributes = read_vectors(embeddings)
+    ids, vectors, provenance = read_vectors(embeddings)
     with dnaio.open(fasta) as reader:
         proteins = {record.id: record.sequence.upper() for record in reader}
     print(f"{embeddings}: {len(ids)} of the {len(proteins)} proteins of {fasta}, {vectors.shape[1]} numbers each")
-    for name, value in sorted(attributes.items()):
-        print(f"  {name}: {value}")
+    for name in PROVENANCE:
+        print(f"  {name.replace('_', ' '):<14}{provenance[name]}")
     similar = cosines(vectors)
     print(f"\nWhat lies near what ({NEAREST} nearest of {len(ids)}, by cosine):")
     print_neighbours(ids, similar, proteins)

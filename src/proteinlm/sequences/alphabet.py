@@ -96,7 +96,8 @@ class Alphabet:
         >>> UNIREP.encode("MR").tolist()
         [24, 1, 2]
         """
-        return np.concatenate([np.array(self.prefix, np.int64), self.residue_ids(residues), np.array(self.suffix, np.int64)])
+        ids = self.residue_ids(residues)
+        return np.concatenate([np.array(self.prefix, np.int64), ids, np.array(self.suffix, np.int64)])
 
     def letters(self) -> str:
         """Every letter the alphabet takes, in alphabetical order."""

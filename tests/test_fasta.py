@@ -22,8 +22,8 @@ from conftest import shared_data
 
 from proteinlm.errors import InputError
 from proteinlm.sequences import source
-from proteinlm.sequences.alphabet import ESM1B, STANDARD, Alphabet
-from proteinlm.sequences.fasta import FINAL_STOP, GAPS, LOWER_CASE, Record, Refused, read_fasta, scan_fasta
+from proteinlm.sequences.alphabet import ESM1B, STANDARD, Alphabet, LetterError
+from proteinlm.sequences.fasta import FINAL_STOP, GAPS, LOWER_CASE, Record, Refused, clean, read_fasta, scan_fasta
 
 TWENTY = Alphabet("twenty", ("<pad>", *STANDARD), pad=0, mask=None)
 
@@ -150,6 +150,24 @@ def test_byte_order_marks() -> None:
 )
 def test_what_is_normalised_is_said(sequence: str, expected: str, normalised: tuple[str, ...]) -> None:
     assert only(f">a\n{sequence}\n".encode()) == Record(0, "a", "a", expected, normalised)
+
+
+def test_clean_is_for_strings_what_reading_is_for_files() -> None:
+    kept = 0
+    for written in ("MKTAV", "MK\ntav*", "-M K.\r\n", "", "*", "MK7", "M*K", "MKé", "MKſ", "M\0K", "M#K", "Mk\tv"):
+        item = only(f">a\n{written}".encode())
+        if isinstance(item, Record):
+            assert clean(written, ESM1B) == (item.residues, item.normalised)
+            kept += 1
+            continue
+        with pytest.raises(InputError) as caught:
+            clean(written, ESM1B)
+        assert item.reason.startswith(str(caught.value))
+        if isinstance(caught.value, LetterError):
+            assert (caught.value.position, caught.value.letter) == (item.position, item.letter)
+    assert kept == 4
+    with pytest.raises(LetterError, match="position 3"):
+        clean("MK\udc80", ESM1B)
 
 
 # What is refused
@@ -471,7 +489,9 @@ def test_scan(tmp_path: Path, kind: str) -> None:
     assert summary.residues == sum(len(record.residues) for record in expected) + 2
     assert summary.longest == max(len(record.residues) for record in expected)
     assert summary.normalised == {LOWER_CASE: 1, FINAL_STOP: 1, GAPS: 1}
-    assert scan_fasta(io.BytesIO(stored), ESM1B) == summary
+    visited: list[Record | Refused] = []
+    assert scan_fasta(io.BytesIO(stored), ESM1B, visited.append) == summary
+    assert visited == list(read_fasta(path, ESM1B)) and len(visited) == 502
 
 
 def test_scan_hashes_what_lies_behind_the_damage() -> None:

@@ -158,6 +158,28 @@ def scan_fasta(
         return FastaSummary(tap.digest(), records, refused, residues, longest, dict(normalised))
 
 
+def clean(sequence: str, alphabet: Alphabet) -> tuple[str, tuple[str, ...]]:
+    """Clean a sequence that comes from elsewhere, by the rules for the records of a file.
+
+    Args:
+        sequence: as written; line breaks count as white space.
+        alphabet: decides which letters are residues.
+
+    Returns:
+        The residues, and what was changed to get there, as in `Record.normalised`.
+
+    Raises:
+        LetterError: at the first character that is no residue; positions count as in `Refused`.
+        InputError: the sequence is empty.
+
+    >>> from proteinlm.sequences.alphabet import ESM1B
+    >>> clean("mkt-av*", ESM1B)
+    ('MKTAV', ('lower case', 'final stop', 'gaps'))
+    """
+    written = sequence.encode("utf-8", "surrogatepass").translate(None, b"\r\n")
+    return _clean(written, alphabet, alphabet.letters().encode("ascii"))
+
+
 def _items(tap: Tap, alphabet: Alphabet) -> Iterator[Record | Refused]:
     """The items of an open file."""
     letters = alphabet.letters().encode("ascii")

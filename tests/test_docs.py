@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from proteinlm.cli import main
 from proteinlm.models import PRESETS, on_meta
-
-main = pytest.importorskip("proteinlm.cli", reason="there is no command line yet").main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]

@@ -24,7 +24,7 @@ import proteinlm
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "proteinlm"
 
-ORDER = ("errors", "config", "sequences", "models", "checkpoints", "inference", "embedding", "cli")
+ORDER = ("errors", "config", "sequences", "models", "checkpoints", "inference", "embedding", "api", "cli")
 """Packages in the order in which data flows. A module imports from its own package and from those before it."""
 
 MOST_LINES_OF_A_FUNCTION = 80
@@ -232,6 +232,7 @@ def test_dependencies_are_justified_and_used() -> None:
         if name.split(".")[0] not in STANDARD_LIBRARY and not name.startswith("_")
     } - {"proteinlm"}
     assert used <= core | optional, f"imported but not declared: {used - core - optional}"
+    assert core <= used, f"declared but never imported: {core - used}"
 
 
 def test_constraints_fix_every_dependency() -> None:
@@ -242,6 +243,37 @@ def test_constraints_fix_every_dependency() -> None:
     extras = project()["optional-dependencies"]
     named = {distribution(item) for items in (project()["dependencies"], *extras.values()) for item in items}
     assert named <= fixed, f"constraints.txt has no line for {named - fixed}"
+
+
+def tree_of_readme() -> list[str]:
+    """Paths in the README's file tree: two spaces of indentation a level, folders end in `/`."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## The files\n.*?```text\n(.*?)```", readme, flags=re.DOTALL)
+    assert block, "README.md has no section 'The files' with a tree in it"
+    folders: list[str] = []
+    paths = []
+    for line in block[1].splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        paths.append("".join(folders) + name)
+        if name.endswith("/"):
+            folders.append(name)
+    return paths
+
+
+def test_every_file_stands_in_the_readme() -> None:
+    told = tree_of_readme()
+    assert len(told) == len(set(told)), "the README's tree names a path twice"
+    # A folder that is listed without anything in it speaks for all that it holds.
+    closed = tuple(
+        path for path in told if path.endswith("/") and not any(p.startswith(path) and p != path for p in told)
+    )
+    files = tracked()
+    missing = [path for path in files if path not in told and not path.startswith(closed)]
+    assert not missing, f"not in the README's file tree: {missing}"
+    gone = [path for path in told if not any(file.startswith(path) for file in files)]
+    assert not gone, f"in the README's file tree, but not in the repository: {gone}"
 
 
 def test_no_path_of_one_machine() -> None:
@@ -260,3 +292,18 @@ def test_no_path_of_one_machine() -> None:
 def test_changelog_knows_this_version() -> None:
     headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings and headings[0] in ("Unreleased", proteinlm.__version__)
+
+
+def test_help_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys\n"
+        "from proteinlm.cli import main\n"
+        "sys.argv = ['plm', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'h5py', 'pyarrow', 'matplotlib', 'huggingface_hub', 'safetensors'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "embed" in run.stdout
+    assert run.stdout.rstrip().endswith("heavy: []"), run.stdout

@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 from proteinlm.errors import InputError
 
 Config = TypeVar("Config")
-Scalar = bool | int | float | str
-"""What a field may hold; a field that also allows None is written `int | None`."""
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -27,7 +25,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def to_dict(config: Any) -> dict[str, Scalar | None]:
+def to_dict(config: Any) -> dict[str, Any]:
     """The fields of a configuration, in the order they were declared.
 
     >>> from proteinlm.models.unirep import UniRepConfig
@@ -41,7 +39,7 @@ def from_dict(kind: type[Config], values: Mapping[str, object], where: str) -> C
     """A configuration of class `kind` from a dictionary.
 
     Args:
-        kind: a dataclass whose fields are scalars.
+        kind: a dataclass whose fields are scalars, or dictionaries whose content is not looked at.
         values: what the user or the file said.
         where: what the dictionary is, for messages.
 
@@ -73,7 +71,7 @@ def from_dict(kind: type[Config], values: Mapping[str, object], where: str) -> C
 
 def _checked(value: object, kind: Any, what: str) -> object:
     """The value, if it is of the field's type; a whole number is taken for a float, a bool never for a number."""
-    allowed = typing.get_args(kind) or (kind,)
+    allowed = (dict,) if typing.get_origin(kind) is dict else typing.get_args(kind) or (kind,)
     if type(value) in allowed:
         return value
     if type(value) is int and float in allowed:

@@ -53,12 +53,14 @@ class RunOptions:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         tokens_per_batch: token budget of a batch; a longer protein makes a batch of its own.
         long: proteins longer than the model's positions are cut into windows, answered with a failure, or cropped.
+        attention: attention kernel by name (`models.attention.KERNELS`), which then runs or raises; None chooses.
     """
 
     precision: Precision = "auto"
     device: str = "auto"
     tokens_per_batch: int = TOKENS_PER_BATCH
     long: Long = "window"
+    attention: str | None = None
 
 
 @dataclass
@@ -112,10 +114,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """The precision that `name` stands for on `device`, and the reason in words."""
+def choose_precision(name: Precision, device: torch.device, model: ProteinModel) -> tuple[Literal["fp32", "bf16"], str]:
+    """The precision that `name` stands for with this model on `device`, and the reason in words."""
     if name != "auto":
         return name, "as asked"
+    if torch.bfloat16 not in model.precisions:
+        return "fp32", "this model is run in fp32 only, since rounding would accumulate"
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -162,10 +166,11 @@ class Runner:
     def __init__(self, model: ProteinModel, options: RunOptions) -> None:
         self.options = options
         self.device = choose_device(options.device)
-        self.precision, self.precision_reason = choose_precision(options.precision, self.device)
+        self.precision, self.precision_reason = choose_precision(options.precision, self.device, model)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model = model.to(self.device).prepare(DTYPES[self.precision])
+        self.model.attention_kernel = options.attention
         self.halvings = 0
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:

@@ -50,7 +50,10 @@ def meta_model(architecture: str, config: ModelConfig, source: str) -> ProteinMo
     for name, value in to_dict(config).items():
         if type(value) is int and not 1 <= value <= LARGEST_NUMBER:
             raise InputError(f"{source}: {name} is {value}; a size between 1 and {LARGEST_NUMBER} is needed")
-    return on_meta(architecture, config)
+    try:
+        return on_meta(architecture, config)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def count_layers(names: Mapping[str, object], prefix: str) -> int:

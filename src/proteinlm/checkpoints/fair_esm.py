@@ -213,8 +213,8 @@ def write(model: ProteinModel, path: Path, dtype: torch.dtype) -> None:
 
 
 def _write_torch(path: Path, content: dict[str, Any]) -> None:
-    with atomic_file(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _content(model: Esm1 | Esm1b | Esm2, named: Tensors) -> dict[str, Any]:

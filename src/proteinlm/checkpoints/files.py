@@ -70,8 +70,8 @@ def _kind_of_zip(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}); get it again") from error
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path} is truncated or damaged ({_first_line(error)}); get it again") from error
     if any(name.endswith("data.pkl") for name in names):
         return "torch"
     if any(name.endswith(".npy") for name in names):
@@ -87,7 +87,8 @@ def read_torch(path: Path) -> Any:
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # a path would be read by its suffix, not by its content
+                return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
@@ -152,6 +153,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder does not exist or cannot be written.
     """
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,7 +1,7 @@
 """Our own layout: one safetensors file whose metadata says what the tensors are.
 
-In: a model. Out: `NAME.safetensors` with metadata `format`, `format_version`, `architecture`, `config` (JSON),
-`digest`, `name` and `licence`; and back. Written under a temporary name and renamed; used only if the digest is right.
+In: a model. Out: `NAME.safetensors` whose metadata has one entry, `proteinlm`: a JSON object of `format_version`,
+`architecture`, `config`, `digest`, `name` and `licence`; and back. Written under a temporary name and renamed; used only if the digest is right.
 """
 
 import json
@@ -24,26 +24,32 @@ from proteinlm.errors import InputError
 from proteinlm.models import ARCHITECTURES, ModelConfig
 from proteinlm.models.base import ProteinModel
 
-FORMAT = "proteinlm"
-FORMAT_VERSION = "1"
+ENTRY = "proteinlm"
+"""Key of the one metadata entry. One, because safetensors writes several in any order, and files should be the same."""
+
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a native file says of itself beside its tensors.
+    """What a native file says of itself.
 
     Args:
-        name, licence: of the model. digest: what `digest_of` must give.
+        architecture: key of `models.ARCHITECTURES`. config: its configuration, as a dictionary.
+        digest: what `digest_of` must give. name, licence: of the model. format_version: of this layout.
     """
 
+    architecture: str
+    config: dict[str, object]
+    digest: str
     name: str
     licence: str
-    digest: str
+    format_version: int = FORMAT_VERSION
 
 
 def is_native(path: Path) -> bool:
     """Whether a safetensors file is of our own layout."""
-    return read_metadata(path).get("format") == FORMAT
+    return ENTRY in read_metadata(path)
 
 
 def write(model: ProteinModel, path: Path, name: str, licence: str, dtype: torch.dtype) -> None:
@@ -53,18 +59,10 @@ def write(model: ProteinModel, path: Path, name: str, licence: str, dtype: torch
         InputError: the model was prepared for inference, or the file cannot be written.
     """
     architecture, config = architecture_of(model)
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture,
-        "config": json.dumps(to_dict(config)),
-        "digest": digest_of(model, dtype),
-        "name": name,
-        "licence": licence,
-    }
     tensors = {key: tensor.to(dtype) for key, tensor in weights_of(model).items()}
+    card = Card(architecture, to_dict(config), digest_of(model, dtype), name, licence)
     with atomic_file(path) as temporary:
-        write_safetensors(temporary, tensors, metadata)
+        write_safetensors(temporary, tensors, {ENTRY: json.dumps(to_dict(card))})
 
 
 def read(path: Path) -> tuple[Contents, Card]:
@@ -74,24 +72,29 @@ def read(path: Path) -> tuple[Contents, Card]:
         InputError: the file is damaged, newer than this version, or not of our layout.
     """
     tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is not a file of {FORMAT}; for a Hugging Face model give its folder with config.json")
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if ENTRY not in metadata:
         raise InputError(
-            f"{path} has format version {metadata.get('format_version')}, read here: {FORMAT_VERSION}; update {FORMAT}"
+            f"{path} is not a file of proteinlm; for a Hugging Face model give its folder with config.json"
         )
-    architecture = metadata.get("architecture", "")
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"{path}: architecture {architecture!r} is unknown{nearest(architecture, ARCHITECTURES)}")
-    try:
-        values = json.loads(metadata.get("config", ""))
-    except ValueError as error:
-        raise InputError(f"{path}: its configuration is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: its configuration is not a JSON object")
-    config: ModelConfig = from_dict(ARCHITECTURES[architecture].config, values, f"{path}: config")
+    card = _card(metadata[ENTRY], path)
+    config: ModelConfig = from_dict(ARCHITECTURES[card.architecture].config, card.config, f"{path}: config")
     require_layers(config.num_layers, count_layers(tensors, "layers."), str(path))
-    contents = Contents(architecture, config, tensors, str(path))
-    return contents, Card(
-        metadata.get("name", path.stem), metadata.get("licence", "unknown"), metadata.get("digest", "")
-    )
+    return Contents(card.architecture, config, tensors, str(path)), card
+
+
+def _card(text: str, path: Path) -> Card:
+    """The card of a file, checked as far as it can be without the tensors."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its metadata is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: its metadata is not a JSON object")
+    if values.get("format_version") != FORMAT_VERSION:
+        found = values.get("format_version")
+        raise InputError(f"{path} has format version {found!r}, read here: {FORMAT_VERSION}; update proteinlm")
+    card = from_dict(Card, values, f"{path}: metadata")
+    if card.architecture not in ARCHITECTURES:
+        hint = nearest(card.architecture, ARCHITECTURES)
+        raise InputError(f"{path}: architecture {card.architecture!r} is unknown{hint}")
+    return card

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from proteinlm.errors import InputError
+from proteinlm.models import native
 
 Starts = tuple[int, ...]
 ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
@@ -178,22 +179,37 @@ def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
     return output
 
 
+def compiled(heads: Heads) -> Float[Tensor, "T H C"]:
+    """The optional C kernel for CPUs with bf16 units (`models.native`); runs on the calling thread."""
+    if heads.extra is not None:
+        raise InputError("the compiled attention kernel takes no extra key (ESM-1); use matmul or sdpa")
+    return native.attend(heads.query_HTC, heads.key_HTC, heads.value_HTC, heads.starts)
+
+
 Kernel = Callable[[Heads], Tensor]
-KERNELS: dict[str, Kernel] = {"loop": loop, "sdpa": sdpa, "matmul": matmul, "varlen": varlen}
+KERNELS: dict[str, Kernel] = {"loop": loop, "sdpa": sdpa, "matmul": matmul, "compiled": compiled, "varlen": varlen}
+
+FEW_THREADS = 4
+"""The compiled kernel keeps to one thread; with more threads than this on one batch, PyTorch's kernels win."""
 
 
-def choose(query_HTC: Tensor) -> str:
-    """Name of the fastest kernel for tensors like this one.
+def choose(heads: Heads) -> str:
+    """Name of the fastest kernel for these tensors on this machine.
 
-    >>> choose(torch.zeros(2, 4, 8))
+    >>> zeros = torch.zeros(2, 4, 8)
+    >>> choose(Heads(zeros, zeros, zeros, starts=(0, 4)))
     'sdpa'
     """
-    low_precision = query_HTC.dtype in (torch.bfloat16, torch.float16)
-    if query_HTC.device.type == "cuda":
-        return "varlen" if low_precision and query_HTC.shape[-1] % 8 == 0 else "sdpa"
-    if query_HTC.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return "matmul"
-    return "sdpa"
+    query, channels = heads.query_HTC, heads.query_HTC.shape[2]
+    if query.device.type == "cuda":
+        low_precision = query.dtype in (torch.bfloat16, torch.float16)
+        return "varlen" if low_precision and channels % 8 == 0 else "sdpa"
+    if query.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return "sdpa"
+    fits = heads.extra is None and channels % 2 == 0 and channels <= native.MOST_CHANNELS
+    if fits and torch.get_num_threads() <= FEW_THREADS and native.library() is not None:
+        return "compiled"
+    return "matmul"
 
 
 def attend(heads: Heads, kernel: str | None = None) -> Float[Tensor, "T H C"]:
@@ -204,13 +220,13 @@ def attend(heads: Heads, kernel: str | None = None) -> Float[Tensor, "T H C"]:
         kernel: a name in `KERNELS`, which then runs or raises; None chooses by device and precision.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or that kernel cannot run here.
 
     >>> one = torch.ones(1, 3, 4)
     >>> attend(Heads(one, one, one, starts=(0, 1, 3))).shape
     torch.Size([3, 1, 4])
     """
-    name = kernel or choose(heads.query_HTC)
+    name = kernel or choose(heads)
     if name not in KERNELS:
         raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
     return KERNELS[name](heads)

@@ -59,6 +59,8 @@ class ProteinModel(nn.Module, abc.ABC):
         width: channels D of a hidden state.
         max_residues: longest sequence the model has positions for; None where there is no limit.
         has_contacts, has_attentions, has_logits: whether `Want` of that name can be answered.
+        attention_kernel: a name in `attention.KERNELS` that every layer is to use; None chooses.
+        precisions: those that `prepare` takes.
     """
 
     alphabet: Alphabet
@@ -67,6 +69,8 @@ class ProteinModel(nn.Module, abc.ABC):
     max_residues: int | None
     has_contacts: bool = False
     has_attentions: bool = False
+    attention_kernel: str | None = None
+    precisions: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     has_logits: bool = True
 
     @abc.abstractmethod

@@ -145,7 +145,13 @@ class Esm1(ProteinModel):
             x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1), batch.starts)
         x_TD = x_TD + sinusoidal(batch.positions_T() + FIRST_POSITION, self.width).to(x_TD.dtype)
         output, collector = Output(), _collector(batch, want, self.contact_head)
-        x_TD = _run_layers(self.layers, x_TD, AttentionContext(batch.starts, maps=collector), want, output)
+        x_TD = _run_layers(
+            self.layers,
+            x_TD,
+            AttentionContext(batch.starts, maps=collector, kernel=self.attention_kernel),
+            want,
+            output,
+        )
         if self.num_layers in want.layers:
             output.hidden[self.num_layers] = x_TD
         if want.logits:
@@ -201,7 +207,13 @@ class Esm1b(ProteinModel):
         if self.embedding_norm is not None:
             x_TD = self.embedding_norm(x_TD)
         output, collector = Output(), _collector(batch, want, self.contact_head)
-        x_TD = _run_layers(self.layers, x_TD, AttentionContext(batch.starts, maps=collector), want, output)
+        x_TD = _run_layers(
+            self.layers,
+            x_TD,
+            AttentionContext(batch.starts, maps=collector, kernel=self.attention_kernel),
+            want,
+            output,
+        )
         _finish(self, self.final_norm(x_TD), want, output, collector)
         return output
 
@@ -243,7 +255,8 @@ class Esm2(ProteinModel):
         if self.config.token_dropout:
             x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1B), batch.starts)
         output, collector = Output(), _collector(batch, want, self.contact_head)
-        context = AttentionContext(batch.starts, turns_TF=self.rotary(batch.positions_T()), maps=collector)
+        turns_TF = self.rotary(batch.positions_T())
+        context = AttentionContext(batch.starts, turns_TF, maps=collector, kernel=self.attention_kernel)
         x_TD = _run_layers(self.layers, x_TD, context, want, output)
         _finish(self, self.final_norm(x_TD), want, output, collector)
         return output

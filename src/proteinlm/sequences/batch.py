@@ -84,6 +84,4 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its ids on `device`."""
-        return PackedBatch(
-            self.tokens_T.to(device), self.starts, self.max_length, self.row_B, self.prefix, self.suffix
-        )
+        return PackedBatch(self.tokens_T.to(device), self.starts, self.max_length, self.row_B, self.prefix, self.suffix)

@@ -94,10 +94,16 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def tracked() -> list[str]:
-    """Paths that git knows, relative to the root."""
+    """Paths that git knows or would take in, relative to the root."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return [path for path in listed.stdout.splitlines() if (ROOT / path).exists()]
 
 

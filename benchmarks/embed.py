@@ -231,7 +231,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-startup", action="store_true", help="leave the start-up block out")
     parser.add_argument(
-        "--output", type=Path, help="JSON file; default: of this version and machine, none with --quick"
+        "--output", type=Path, help="JSON file; else that of this version and machine (none with --quick)"
     )
     parser.add_argument("--show", action="store_true", help="measure nothing, print what is stored")
     return parser.parse_args(arguments)

@@ -98,12 +98,12 @@ def _transformers(folder: Path, attention: str, dtype: str, batches: Callable[[l
 
 
 def transformers_naive(folder: Path, num_layers: int) -> Embed:
-    """transformers as most scripts use it: fp32, eight at a time in file order, its default attention."""
+    """As most scripts use transformers: fp32, eight at a time in file order, its default attention."""
     return _transformers(folder, "sdpa", "float32", in_file_order)
 
 
 def transformers_sdpa(folder: Path, num_layers: int) -> Embed:
-    """transformers at its best: bf16, sorted by length, token budget, scaled_dot_product_attention."""
+    """As transformers is at its best: bf16, sorted by length, token budget, scaled_dot_product_attention."""
     return _transformers(folder, "sdpa", "bfloat16", by_length)
 
 

@@ -1,7 +1,6 @@
 """The table: speeds, ratios, memory, the floor, start-up, and whether each required ratio is met.
 
-In: the dictionary that `embed.measure_size` fills and that the JSON files hold. Out: text, and verdicts. Standard library
-only, so that a stored result can be printed anywhere.
+In: the dictionary that `embed.measure_size` fills and that the JSON files hold. Out: text, and verdicts.
 """
 
 from typing import Any

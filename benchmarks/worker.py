@@ -30,6 +30,7 @@ def prepare(folder: Path, size: str) -> dict[str, Any]:
     Norms and biases are drawn too: a new model has ones and zeros there, and would not show that one was lost.
     """
     import torch
+
     from proteinlm.checkpoints import export
     from proteinlm.models.esm import Esm2, Esm2Config
 

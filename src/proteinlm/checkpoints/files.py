@@ -86,9 +86,9 @@ def read_torch(path: Path) -> Any:
         InputError: the file is damaged, or its pickle asks for any other Python object.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            with path.open("rb") as file:  # a path would be read by its suffix, not by its content
-                return torch.load(file, map_location="cpu", weights_only=True)
+        # An open file: given a path, PyTorch would choose the format by its suffix.
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:

@@ -1,7 +1,8 @@
 """Our own layout: one safetensors file whose metadata says what the tensors are.
 
 In: a model. Out: `NAME.safetensors` whose metadata has one entry, `proteinlm`: a JSON object of `format_version`,
-`architecture`, `config`, `digest`, `name` and `licence`; and back. Written under a temporary name and renamed; used only if the digest is right.
+`architecture`, `config`, `digest`, `name` and `licence`; and back. Written under a temporary name and renamed; used
+only if the digest fits.
 """
 
 import json

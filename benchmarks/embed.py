@@ -174,7 +174,6 @@ def _compare(folder: Path, entries: dict[str, Any]) -> None:
     if reference is None:
         raise WorkerError(f"neither {REFERENCE} nor {OURS_FP32} was measured, so there is nothing to compare with")
     vectors = {name: np.load(folder / "vectors" / f"{name}.npy") for name in measured}
-    distinct = compare.check_distinct(vectors[reference], compare_limit(measured))
     for name in measured:
         subject = SUBJECTS[name]
         agreement = compare.check(name, vectors[reference], vectors[name], subject.must)
@@ -183,13 +182,7 @@ def _compare(folder: Path, entries: dict[str, Any]) -> None:
             "reference": reference,
             "is_reference": name == reference,
             "equal": agreement.least_cosine > subject.equal,
-            "largest_cosine_of_two_proteins": distinct,
         }
-
-
-def compare_limit(names: list[str]) -> float:
-    """The loosest limit that a contestant is held to: different proteins must be further apart than that."""
-    return min(SUBJECTS[name].must for name in names)
 
 
 def say(line: str) -> None:

@@ -95,7 +95,7 @@ def size_lines(size: str, result: dict[str, Any]) -> list[str]:
         if column["cores_of_others_in_best"] > NOISE
     ]
     if disturbed:
-        lines.append(f"  disturbed by other programs even in its best pass: {', '.join(dict.fromkeys(disturbed))}")
+        lines.append(f"  disturbed by other programs even in its best pass: {'; '.join(dict.fromkeys(disturbed))}")
     return [*lines, *_floor_lines(result), *_verdict_lines(size, result)]
 
 

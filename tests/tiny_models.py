@@ -1,0 +1,31 @@
+"""Every architecture at a size that takes no time, with random weights."""
+
+from esm_reference import (
+    randomise,
+)
+
+from proteinlm.models import ARCHITECTURES
+from proteinlm.models.base import ProteinModel
+from proteinlm.models.esm import Esm1bConfig, Esm1Config, Esm2, Esm2Config
+from proteinlm.models.unirep import UniRepConfig
+
+TINY = {
+    "esm1": ("esm1", Esm1Config(2, 16, 2, 40)),
+    "esm1-bias": ("esm1", Esm1Config(2, 16, 2, 40, token_dropout=True, output_bias=True, contact_head=False)),
+    "esm1b": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30)),
+    "esm1v": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30, embedding_norm=False, contact_head=False)),
+    "esm1b-body": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30, language_head=False)),
+    "esm2": ("esm2", Esm2Config(2, 16, 2, 64, max_residues=30)),
+    "esm2-body": ("esm2", Esm2Config(3, 16, 4, 64, token_dropout=False, contact_head=False, language_head=False)),
+    "unirep": ("unirep", UniRepConfig(width=12, num_layers=2, embedding_width=5)),
+}
+
+
+def tiny(name: str, seed: int = 5) -> ProteinModel:
+    """A small model, random in every parameter; its rotary frequencies are not those that would be computed."""
+    architecture, config = TINY[name]
+    model = ARCHITECTURES[architecture].model(config).eval()
+    randomise(model, seed)
+    if isinstance(model, Esm2):
+        model.rotary.inverse_frequency.mul_(1.01)
+    return model

@@ -30,8 +30,8 @@ BLOCK_TOKENS = 4096
 """Tokens whose input projections exist at once: 5D floats each, so 155 MB for UniRep-1900 whatever the batch."""
 
 PACKING_WIDTH = 256
-"""Layers from this width on use oneDNN's own weight layout on a CPU. Measured on two Zen 5 cores, fp32, against
-`torch.mm`: 2.5 to 4 times faster at widths 256 and 1900, slower at 64, where the call itself is what costs."""
+"""Layers from this width on use oneDNN's own weight layout on a CPU. Measured on two Zen 5 cores in fp32, 50 proteins
+to a batch, against plain `torch.mm`: UniRep-1900 runs 2.3 times faster, UniRep-256 1.3 times, UniRep-64 slower."""
 
 
 @dataclass(frozen=True)

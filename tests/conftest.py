@@ -1,8 +1,10 @@
 """What several test modules need."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def shared_data(*parts: str) -> Path:
@@ -14,3 +16,12 @@ def shared_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"public data {'/'.join(parts)} is not beside the repository (../shared/data)")
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The products here are too small to share, and threads that wait for each other starve on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

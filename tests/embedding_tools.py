@@ -35,7 +35,7 @@ def tiny_model(seed: int = 0) -> ProteinModel:
     """ESM-2 with random weights and room for 40 residues, so that windows are cheap to reach."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Esm2(Esm2Config(num_layers=LAYERS, width=WIDTH, num_heads=2, inner=32, max_residues=LONGEST))
+        return Esm2(Esm2Config(num_layers=LAYERS, width=WIDTH, num_heads=2, inner=64, max_residues=LONGEST))
 
 
 def tiny_unirep() -> ProteinModel:

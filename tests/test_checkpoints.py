@@ -577,6 +577,3 @@ def test_damage_anywhere_is_refused_or_changes_nothing(layout: str, tmp_path: Pa
             assert layout != "native" or found.digest == checkpoints.digest_of(model)
             assert architecture_of(found.model)[0] == "esm2"
     assert refused >= 50
-
-
-# Writing

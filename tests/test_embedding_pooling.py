@@ -86,12 +86,13 @@ def test_a_number_beyond_fp16_is_refused_and_never_becomes_infinity() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.final_norm.weight.mul_(1e5)
-    items = list(embed_records(runner(model), records(), EmbedSettings((2,), "max", storage="fp16")))
+    run = runner(model)
+    items = list(embed_records(run, records(), EmbedSettings((2,), "max", storage="fp16")))
     assert len(items) == 20
     for item in items:
         assert isinstance(item, Refused)
         assert "65504 of fp16; use --storage fp32" in item.reason
-    kept = embedded(EmbedSettings((2,), "max", storage="bf16"), runner(model), records())
+    kept = embedded(EmbedSettings((2,), "max", storage="bf16"), run, records())
     assert all(item.tensors["embeddings"].isfinite().all() for item in kept.values())
 
 

@@ -24,7 +24,21 @@ import proteinlm
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "proteinlm"
 
-ORDER = ("errors", "config", "sequences", "models", "checkpoints", "inference", "embedding", "api", "cli")
+ORDER = (
+    "errors",
+    "config",
+    "metrics",
+    "sequences",
+    "corpora",
+    "models",
+    "checkpoints",
+    "objectives",
+    "inference",
+    "embedding",
+    "training",
+    "api",
+    "cli",
+)
 """Packages in the order in which data flows. A module imports from its own package and from those before it."""
 
 MOST_LINES_OF_A_FUNCTION = 80

@@ -1,0 +1,47 @@
+"""`plm models`, `plm convert` and `plm accelerate`: which models there are, their files, and what makes them fast.
+
+In: options. Out: lines on standard output, and the files that were asked for.
+"""
+
+from pathlib import Path
+
+import click
+
+from proteinlm.cli.common import STORAGES
+from proteinlm.errors import InputError
+
+LAYOUTS = ("native", "hf", "fair-esm", "unirep-npz", "unirep-npy")
+
+
+@click.command()
+def models() -> None:
+    """List the published models, and whether their weights are on this machine."""
+    from proteinlm.checkpoints import table
+
+    lines = [("name", "parameters", "here", "licence", "source", "also called")]
+    for row in table():
+        here = "yes" if row.path is not None else "no"
+        lines.append((row.name, f"{row.parameters:,}", here, row.licence, row.source, ", ".join(row.aliases)))
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[1] = line[1].rjust(widths[1])
+        click.echo("  ".join(cells).rstrip())
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="A file, or a new folder.")
+@click.option("--to", "layout", required=True, type=click.Choice(LAYOUTS), help="Layout to write.")
+@click.option("--storage", type=click.Choice(STORAGES), help="Number format to store; else that of MODEL.")
+@click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine.")
+def convert(model: str, out: Path, layout: str, storage: str | None, download: bool) -> None:
+    """Write a checkpoint in another layout, bit for bit."""
+    from proteinlm.checkpoints import export, load
+    from proteinlm.embedding.settings import STORAGES as DTYPES
+
+    if out.exists():
+        raise InputError(f"{str(out)!r} is there already; choose another -o or remove it")
+    checkpoint = load(model, download)
+    export(checkpoint.model, out, layout, DTYPES[storage or checkpoint.stored])
+    click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {checkpoint.digest[:12]}")

@@ -19,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from proteinlm.errors import InputError
+from proteinlm.models import native
+from proteinlm.models.attention import KERNELS
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.sequences.batch import PackedBatch
 
@@ -130,6 +132,34 @@ def choose_precision(name: Precision, device: torch.device, model: ProteinModel)
     return "fp32", f"this {device.type.upper()} has no bf16 units"
 
 
+def choose_attention(options: RunOptions, device: torch.device, precision: str, model: ProteinModel) -> str:
+    """What computes attention, for the header and the provenance of a run.
+
+    Returns:
+        the kernel asked for by name; else "auto", or "auto, compiled" where the compiled kernel may be chosen.
+
+    Raises:
+        InputError: the kernel asked for is unknown, or does not run with this model, device and precision.
+    """
+    name, where = options.attention, (device.type, precision)
+    if name is None:
+        may_be_compiled = where == ("cpu", "bf16") and model.has_attentions and native.library() is not None
+        return "auto, compiled" if may_be_compiled else "auto"
+    if name not in KERNELS:
+        raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
+    if not model.has_attentions:
+        raise InputError(f"attention kernel {name!r} was asked for, but this model has no attention")
+    needed = {"compiled": ("cpu", "bf16"), "varlen": ("cuda", "bf16")}.get(name, where)
+    if where != needed:
+        raise InputError(
+            f"attention kernel {name!r} runs on {' in '.join(needed)} only, and this run is on {' in '.join(where)}; "
+            f"name another, or --device {needed[0]} --precision {needed[1]}"
+        )
+    if name == "compiled" and native.library() is None:
+        raise InputError("the compiled attention kernel is not built on this machine; run `plm accelerate`")
+    return name
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed activations on the heap instead of returning their pages after every layer.
 
@@ -167,6 +197,7 @@ class Runner:
         self.options = options
         self.device = choose_device(options.device)
         self.precision, self.precision_reason = choose_precision(options.precision, self.device, model)
+        choose_attention(options, self.device, self.precision, model)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model = model.to(self.device).prepare(DTYPES[self.precision])

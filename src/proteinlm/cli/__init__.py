@@ -20,6 +20,7 @@ COMMANDS: tuple[click.Command, ...] = (
     embedding.merge,
     models.models,
     models.convert,
+    models.accelerate,
 )
 """Every command, and every group of commands."""
 

@@ -106,6 +106,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--workers", type=int, default=1, show_default=True, help="Processes on this machine."),
         click.option("--devices", multiple=True, callback=listed, help="One process on each: cuda:0,cuda:1."),
+        click.option(
+            "--attention",
+            metavar="KERNEL",
+            help="Attention kernel by name, which runs or is refused; else the fastest.",
+        ),
         click.option("--strict", is_flag=True, help="Stop at the first record that cannot be embedded."),
         click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine."),
     ]

@@ -99,7 +99,7 @@ def _job(fasta: str, out: Path, settings: Any, format_name: str | None, options:
     from proteinlm.embedding.run import EmbedJob
     from proteinlm.inference import RunOptions
 
-    names = ("precision", "device", "tokens_per_batch", "long")
+    names = ("precision", "device", "tokens_per_batch", "long", "attention")
     return EmbedJob(
         source=fasta,
         out=out,

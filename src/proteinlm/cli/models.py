@@ -45,3 +45,15 @@ def convert(model: str, out: Path, layout: str, storage: str | None, download: b
     checkpoint = load(model, download)
     export(checkpoint.model, out, layout, DTYPES[storage or checkpoint.stored])
     click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {checkpoint.digest[:12]}")
+
+
+@click.command()
+def accelerate() -> None:
+    """Compile the attention kernel for this processor, once.
+
+    Needs a C compiler and a processor with AVX-512 bf16. Runs in bf16 on the CPU then use it, with numbers that are the
+    same up to bf16 rounding; without it everything works, on PyTorch's own kernels.
+    """
+    from proteinlm.models.native import build
+
+    click.echo(f"{build()}: built; runs in bf16 on this CPU now use it; remove the file to go back")

@@ -20,7 +20,7 @@ from proteinlm.embedding.pooling import Stored, embed_records
 from proteinlm.embedding.progress import Progress
 from proteinlm.embedding.settings import EmbedSettings, Provenance, versions
 from proteinlm.errors import InputError
-from proteinlm.inference import Runner, RunOptions, choose_device, choose_precision
+from proteinlm.inference import Runner, RunOptions, choose_attention, choose_device, choose_precision
 from proteinlm.models.base import ProteinModel
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.fasta import Record, Refused
@@ -154,6 +154,7 @@ def prepared(job: EmbedJob, checkpoint: Checkpoint) -> Iterator[Prepared]:
     job = replace(job, settings=settings)
     device = choose_device(job.options.device)
     precision, reason = choose_precision(job.options.precision, device, model)
+    attention = choose_attention(job.options, device, precision, model)
     with _as_file(job) as source:
         plan = make_plan(source, model.alphabet, block_size(model, settings, job.block_records))
         if job.strict and plan.first_refused is not None:
@@ -168,12 +169,12 @@ def prepared(job: EmbedJob, checkpoint: Checkpoint) -> Iterator[Prepared]:
             "device": device.type,
             "long": job.options.long,
             "tokens_per_batch": job.options.tokens_per_batch,
-            "attention": job.options.attention or "auto",
+            "attention": attention,
             "block_records": job.block_records,
             **({"pictures": True} if job.pictures else {}),
             **versions(),
         }
-        header = _header(job, checkpoint, plan, f"on {device} in {precision} ({reason})")
+        header = _header(job, checkpoint, plan, f"on {device} in {precision} ({reason}), attention {attention}")
         ready = Prepared(job, source, model.alphabet, plan, provenance, header)
         del checkpoint, model
         yield ready
@@ -238,6 +239,8 @@ def remove_leftovers(ready: Prepared) -> None:
         folder = PartsFolder.existing(path)
         if folder.provenance == ready.provenance:
             folder.remove()
+    elif path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _run_block(

@@ -61,7 +61,10 @@ def build() -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(made), str(SOURCE)]
-        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise InputError(f"the C compiler {compiler!r} cannot be run ({error.strerror}); set $CC to one") from error
         if outcome.returncode:
             last = (outcome.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"{compiler} could not compile {SOURCE.name}: {last}")

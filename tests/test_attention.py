@@ -207,3 +207,32 @@ def test_varlen_equals_the_loop(dtype: torch.dtype, extra: bool) -> None:
     with torch.no_grad():
         ours = attend(there, "varlen").cpu()
     assert (ours.float() - KERNELS["loop"](in_fp32(heads))).abs().max().item() <= allowed(heads)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "trainable"])
+@pytest.mark.parametrize("extra", [False, True], ids=["", "extra key"])
+def test_gradients_equal_those_of_the_loop(name: str, extra: bool) -> None:
+    """Queries, keys, values and the extra key; the bound is that of fp32 sums over 70 tokens."""
+
+    def gradients(kernel: str) -> list[Tensor]:
+        heads = make_heads(16, torch.float32, extra)
+        leaves = [heads.query_HTC, heads.key_HTC, heads.value_HTC, *(heads.extra or ())]
+        output = attend(heads, kernel) if all(leaf.requires_grad_() is leaf for leaf in leaves) else None
+        assert output is not None
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        (output * weights).sum().backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    ours, expected = gradients(name), gradients("loop")
+    assert len(ours) == len(expected) == (5 if extra else 3)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_training_takes_the_kernel_with_a_gradient() -> None:
+    heads = make_heads(16, torch.bfloat16)
+    assert attention.choose(heads) in ("matmul", "compiled")
+    heads.query_HTC.requires_grad_()
+    assert attention.choose(heads) == "trainable"
+    with torch.no_grad():
+        assert attention.choose(heads) in ("matmul", "compiled")

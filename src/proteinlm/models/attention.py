@@ -21,6 +21,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from proteinlm.errors import InputError
 from proteinlm.models import native
+from proteinlm.models.attention_training import PackedAttention
 
 Starts = tuple[int, ...]
 ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
@@ -186,8 +187,24 @@ def compiled(heads: Heads) -> Float[Tensor, "T H C"]:
     return native.attend(heads.query_HTC, heads.key_HTC, heads.value_HTC, heads.starts)
 
 
+def trainable(heads: Heads) -> Float[Tensor, "T H C"]:
+    """Matrix products whose backward pass is written out (`attention_training`); any precision."""
+    learned = None if heads.extra is None else torch.stack(heads.extra)
+    output: Tensor = PackedAttention.apply(
+        heads.query_HTC, heads.key_HTC, heads.value_HTC, tuple(heads.runs()), learned
+    )
+    return output.transpose(0, 1)
+
+
 Kernel = Callable[[Heads], Tensor]
-KERNELS: dict[str, Kernel] = {"loop": loop, "sdpa": sdpa, "matmul": matmul, "compiled": compiled, "varlen": varlen}
+KERNELS: dict[str, Kernel] = {
+    "loop": loop,
+    "sdpa": sdpa,
+    "matmul": matmul,
+    "compiled": compiled,
+    "trainable": trainable,
+    "varlen": varlen,
+}
 
 FEW_THREADS = 4
 """The compiled kernel keeps to one thread; with more threads than this on one batch, PyTorch's kernels win."""
@@ -204,7 +221,9 @@ def choose(heads: Heads) -> str:
     if query.device.type == "cuda":
         low_precision = query.dtype in (torch.bfloat16, torch.float16)
         return "varlen" if low_precision and channels % 8 == 0 else "sdpa"
-    if query.dtype != torch.bfloat16 or torch.is_grad_enabled():
+    if torch.is_grad_enabled() and query.requires_grad:
+        return "trainable"
+    if query.dtype != torch.bfloat16:
         return "sdpa"
     fits = heads.extra is None and channels % 2 == 0 and channels <= native.MOST_CHANNELS
     if fits and torch.get_num_threads() <= FEW_THREADS and native.library() is not None:

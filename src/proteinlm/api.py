@@ -179,6 +179,9 @@ def _in_order(runner: Runner, block: list[Record], settings: EmbedSettings) -> I
 def _records(sequences: Sequences, alphabet: Alphabet) -> Iterator[Record]:
     """The sequences as records; raises `InputError` at the first that cannot be used."""
     if isinstance(sequences, str | os.PathLike):
+        name = str(sequences)
+        if not set(name.upper()) - set(alphabet.letters()) and not os.path.exists(name):
+            raise InputError(f"there is no FASTA file {name[:40]!r}; if it is a sequence, give a list: [sequence]")
         for item in read_fasta(Path(sequences), alphabet):
             if isinstance(item, Refused):
                 raise InputError(describe_refused(item))

@@ -109,8 +109,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name} is not there ({torch.cuda.device_count()} CUDA devices); use --device cpu")
     return device
@@ -303,8 +305,18 @@ def forward_all(runner: Runner, queries: Iterable[Query], want: Want) -> Iterato
         stitcher = open_answers.setdefault(row, _Stitcher(piece.query))
         stitcher.add(piece, answer)
         if stitcher.complete():
-            yield stitcher.finish(cropped.get(row, 0))
             del open_answers[row]
+            yield _finished(stitcher, cropped.get(row, 0))
+
+
+def _finished(stitcher: "_Stitcher", cropped: int) -> Answer | Failure:
+    """The windows joined; the contact map of a very long protein may be the one thing that does not fit."""
+    try:
+        return stitcher.finish(cropped)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _too_large(stitcher.query)
 
 
 PieceAnswer = tuple[Piece, Answer | Failure]
@@ -358,8 +370,7 @@ def _run(runner: Runner, pieces: list[Piece], want: Want) -> Iterator[PieceAnswe
         for b, piece in enumerate(pieces):
             yield piece, _answer(batch, b, output)
     elif len(pieces) == 1:
-        length = len(pieces[0].residues)
-        yield pieces[0], Failure(pieces[0].query.row, f"out of memory on {length} residues alone; use a smaller model")
+        yield pieces[0], _too_large(pieces[0].query)
     else:
         runner.halvings += 1
         middle = len(pieces) // 2
@@ -370,6 +381,10 @@ def _run(runner: Runner, pieces: list[Piece], want: Want) -> Iterator[PieceAnswe
 def _out_of_memory(error: Exception) -> bool:
     """Whether an exception of PyTorch says that memory ran out (the CPU allocator has no class of its own)."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _too_large(query: Query) -> Failure:
+    return Failure(query.row, f"out of memory on its {len(query.residues)} residues alone; use a smaller model")
 
 
 def _answer(batch: PackedBatch, b: int, output: Output) -> Answer:

@@ -135,7 +135,7 @@ def _embed(job: "EmbedJob", options: dict[str, Any]) -> int:
 def _report(summary: Any, out: Path) -> int:
     """Say how a run ended; 1 if records were refused."""
     if summary.already:
-        click.echo(f"{out} is complete already, from the same model, settings and input; nothing was done", err=True)
+        click.echo(f"{out} is complete already; nothing was done", err=True)
     for note in summary.notes():
         click.echo(note, err=True)
     click.echo(summary.closing_line())

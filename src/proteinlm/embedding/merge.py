@@ -80,12 +80,25 @@ def merge(out: Path) -> Summary:
     Raises:
         InputError: there is no work folder, blocks are missing, or another process is at work.
     """
-    folder = PartsFolder.existing(PartsFolder.beside(out))
+    path = PartsFolder.beside(out)
+    if not path.exists() and (merged := _merged_before(out)) is not None:
+        return merged
+    folder = PartsFolder.existing(path)
     with locked(folder.path / "merge.lock"):
         if (found := finished_before(out, folder.provenance)) is not None:
             folder.remove()
             return found
         return assemble(out, folder, folder.finished())
+
+
+def _merged_before(out: Path) -> Summary | None:
+    """The summary of an output that is finished and has no work folder any more; None where there is no such output."""
+    for output in FORMATS.values():
+        if not output.suffixes or out.suffix.lower() in output.suffixes:
+            path = output.files(out, EmbedSettings())[-1]
+            if path.exists() and "counts" in (there := output.provenance(path) or {}):
+                return _summary(out, there["counts"], renamed=0, already=True)
+    return None
 
 
 def assemble(out: Path, folder: PartsFolder, lines: dict[int, Line]) -> Summary:
@@ -174,6 +187,8 @@ def check_output(out: Path, format_name: str | None, settings: EmbedSettings) ->
     Raises:
         InputError: it cannot, or `out` is a folder where a file is to be, or the other way round.
     """
+    if out.name in ("", ".."):
+        raise InputError(f"{str(out)!r} is no name for an output; name a file or a new folder")
     output = choose_format(out, format_name)
     output.check(settings)
     if out.is_dir() and output.suffixes:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -158,15 +158,18 @@ class PartsFolder:
         """File names of the manifests that are there."""
         return sorted(path.name for path in self.path.glob("manifest*.jsonl"))
 
-    def finished(self) -> dict[int, Line]:
+    def finished(self, among: Container[int] | None = None) -> dict[int, Line]:
         """The parts that are there and hold what their line says, by block.
 
         A line that a kill tore, or whose file is gone or altered, counts as not there. Reads every part once.
+
+        Args:
+            among: look at these blocks only; None for all.
         """
         found: dict[int, Line] = {}
         for name in self.manifests():
             for line in _lines(self.path / name):
-                if line.block not in found and self._intact(line):
+                if (among is None or line.block in among) and line.block not in found and self._intact(line):
                     found[line.block] = line
         return dict(sorted(found.items()))
 

@@ -214,7 +214,7 @@ def run_blocks(ready: Prepared, model: ProteinModel, folder: PartsFolder, progre
     """
     shard = ready.job.shard
     own = {block.number for block in ready.plan.blocks if shard.owns(block.number)}
-    lines = {number: line for number, line in folder.finished().items() if number in own}
+    lines = folder.finished(own)
     missing = own - lines.keys()
     if lines:
         progress.say(f"going on {len(lines)} of {len(own)} blocks were finished before")

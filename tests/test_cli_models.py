@@ -1,0 +1,128 @@
+"""`plm models`, `plm convert` and `plm accelerate`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from embedding_tools import a_job, made_up, plm, run, save_model, tiny_model, tiny_unirep, write_fasta
+
+from proteinlm import checkpoints, read_embeddings
+from proteinlm.models import PRESETS, native
+
+
+def test_models_lists_every_published_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert plm(monkeypatch, "models") == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["name", "parameters", "here", "licence", "source", "also", "called"]
+    assert [row.split()[0] for row in rows] == list(PRESETS) and len(rows) >= 21
+    (row,) = [row for row in rows if row.startswith("esm2_t12_35M_UR50D")]
+    assert "33,501,153" in row and "MIT" in row and "Hugging Face" in row and "esm2-35m" in row
+    assert {row.split()[2] for row in rows} <= {"yes", "no"}
+
+
+@pytest.mark.parametrize("layout", ["native", "hf", "fair-esm"])
+def test_convert_there_and_back(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    first, there, back = (tmp_path / name for name in ("first.safetensors", "esm2-there", "back.safetensors"))
+    checkpoints.save(tiny_model(), first)
+    assert plm(monkeypatch, "convert", first, "-o", there, "--to", layout) == 0
+    assert plm(monkeypatch, "convert", there, "-o", back, "--to", "native") == 0
+    told = capsys.readouterr().out.splitlines()
+    digest = checkpoints.load(first).digest
+    assert told[0] == f"{there}: first in layout {layout}, digest {digest[:12]}"
+    tensors, again = (checkpoints.load(path).model.state_dict() for path in (first, back))
+    assert tensors.keys() == again.keys() and len(tensors) > 20
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+    source = write_fasta(tmp_path / "in.fasta", made_up(3))
+    for model in (first, there):
+        run(a_job(source, tmp_path / f"{model.name}.h5", str(model)))
+    ours, theirs = (dict(read_embeddings(tmp_path / f"{model.name}.h5")) for model in (first, there))
+    assert len(ours) == 3 and all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_convert_unirep_and_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, there, half = (tmp_path / name for name in ("first.safetensors", "there.npz", "half.safetensors"))
+    checkpoints.save(tiny_unirep(), first)
+    assert plm(monkeypatch, "convert", first, "-o", there, "--to", "unirep-npz") == 0
+    assert plm(monkeypatch, "convert", first, "-o", half, "--to", "native", "--storage", "fp16") == 0
+    tensors, again, rounded = (checkpoints.load(path).model.state_dict() for path in (first, there, half))
+    assert len(tensors) >= 5 and all(torch.equal(tensors[name], again[name]) for name in tensors)
+    assert all(torch.equal(tensors[name].half().float(), rounded[name].float()) for name in tensors)
+
+
+def test_convert_replaces_nothing_and_invents_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    first, there = tmp_path / "first.safetensors", tmp_path / "there.npz"
+    checkpoints.save(tiny_model(), first)
+    assert plm(monkeypatch, "convert", first, "-o", first, "--to", "native") == 2
+    assert "is there already; choose another -o or remove it" in capsys.readouterr().err
+    assert plm(monkeypatch, "convert", first, "-o", there, "--to", "unirep-npz") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plm: error: ") and error.count("\n") == 1 and not there.exists()
+
+
+@pytest.fixture
+def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine on which nothing was compiled yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    native.library.cache_clear()
+    yield
+    monkeypatch.undo()
+    native.library.cache_clear()
+
+
+@pytest.mark.usefixtures("no_library")
+def test_accelerate_builds_the_kernel_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    if not torch.cpu.get_capabilities().get("avx512_bf16"):
+        pytest.skip("this processor has no AVX-512 bf16 instructions")
+    if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("there is no C compiler")
+    command = ("embed", write_fasta(tmp_path / "in.fasta", made_up(9)), "--model", save_model(tmp_path))
+    options = ("--precision", "bf16", "--device", "cpu")
+    assert plm(monkeypatch, *command, "-o", tmp_path / "none.h5", *options, "--attention", "compiled") == 2
+    assert "is not built on this machine; run `plm accelerate`" in capsys.readouterr().err
+    assert not (tmp_path / "none.h5.parts").exists()
+    assert plm(monkeypatch, *command, "-o", tmp_path / "without.h5", *options) == 0
+    assert "attention auto\n" in capsys.readouterr().err
+
+    assert plm(monkeypatch, "accelerate") == 0
+    told = capsys.readouterr().out
+    path = native.library_path()
+    assert told.startswith(f"{path}: built; ") and told.count("\n") == 1 and "runs in bf16 on this CPU" in told
+    assert path.is_file() and [item.name for item in path.parent.iterdir()] == [path.name]
+
+    assert plm(monkeypatch, *command, "-o", tmp_path / "with.h5", *options) == 0
+    assert "attention auto, compiled\n" in capsys.readouterr().err
+    assert plm(monkeypatch, *command, "-o", tmp_path / "named.h5", *options, "--attention", "compiled") == 0
+    found = [dict(read_embeddings(tmp_path / name)) for name in ("without.h5", "with.h5", "named.h5")]
+    assert len(found[0]) == 9
+    for name, vector in found[0].items():
+        for other in found[1:]:
+            assert abs(other[name] - vector).max() <= 2**-6 * abs(vector).max(), "a few roundings of bf16"
+
+
+@pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize("missing", ["processor", "compiler", "working compiler"])
+def test_accelerate_says_what_is_missing(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    capable = {"avx512_bf16": missing != "processor"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if missing == "working compiler":
+        monkeypatch.setenv("CC", "no-such-compiler")
+    assert plm(monkeypatch, "accelerate") == 2
+    told = {
+        "processor": "this processor has no AVX-512 bf16 instructions; PyTorch's own kernels are used instead",
+        "compiler": "no C compiler found (looked for $CC, cc, gcc, clang); install one, for example gcc",
+        "working compiler": "the C compiler 'no-such-compiler' cannot be run (No such file or directory)",
+    }[missing]
+    output = capsys.readouterr()
+    assert output.err.startswith(f"plm: error: {told}") and output.err.count("\n") == 1 and not output.out
+    assert not list((tmp_path / "cache").rglob("*.so"))

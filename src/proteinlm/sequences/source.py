@@ -48,7 +48,7 @@ DAMAGE = ESCAPE + "!"
 STRAY = ESCAPE + "?"
 """Begins the header of a made-up record, which says what text stands before the first header."""
 
-_DAMAGE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, ZstdError)
+DAMAGE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, ZstdError)
 
 # Printable ASCII without '#', tab and line ends go through as they are.
 _SAFE = bytes({9, 10, 13, *range(32, 127)} - {ord("#")})
@@ -178,7 +178,7 @@ def safe_stream(tap: Tap) -> io.BufferedReader:
     >>> safe_stream(Tap(io.BytesIO(b"stray\\n>a #1\\nMK\\xe9"), "it")).read()
     b'>\\x1a?stray\\n>a \\x1a231\\nMK\\x1ae9'
     """
-    blocks = _from_first_header(_escaped_blocks(_decompressed(tap)), tap.title)
+    blocks = _from_first_header(_escaped_blocks(decompressed(tap)), tap.title)
     return io.BufferedReader(_BlockStream(blocks), BLOCK_BYTES)
 
 
@@ -194,7 +194,7 @@ def unescape(text: str) -> bytes:
     return restored.encode("latin-1")
 
 
-def _decompressed(tap: Tap) -> Iterator[bytes]:
+def decompressed(tap: Tap) -> Iterator[bytes]:
     """The bytes of the file, decompressed according to what it begins with."""
     stored = io.BufferedReader(tap)
     try:
@@ -247,7 +247,7 @@ def _escaped_blocks(blocks: Iterator[bytes]) -> Iterator[bytes]:
             held = block[len(block) - keep :]
             yield _escape(block[: len(block) - keep])
         yield _escape(held)
-    except _DAMAGE_ERRORS as error:
+    except DAMAGE_ERRORS as error:
         yield _escape(held)
         yield DAMAGE.encode("ascii") + _escape(str(error).encode())
 

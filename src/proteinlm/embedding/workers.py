@@ -5,6 +5,7 @@ module run as a program. It gets its job as one line on standard input and tells
 its standard input ends, its parent is gone, and it ends too.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -137,9 +138,10 @@ def _start(ready: Prepared, shard: Shard, device: str, threads: int) -> "subproc
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)},
     )
     assert worker.stdin is not None, "it was opened as a pipe"
-    # Left open: its end tells the worker that we are gone.
-    worker.stdin.write(json.dumps(job_as_json(job)) + "\n")
-    worker.stdin.flush()
+    # Left open: its end tells the worker that we are gone. One that has died already is noticed by its status.
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.write(json.dumps(job_as_json(job)) + "\n")
+        worker.stdin.flush()
     return worker
 
 

@@ -8,7 +8,7 @@ import abc
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
@@ -23,6 +23,7 @@ class Want:
     Args:
         layers: hidden states to keep, 0 (the embedding) to `num_layers` (what the head reads).
         logits: alphabet logits of every token.
+        places_M: the tokens whose logits are wanted, int64, shape (M,); None for every token.
         attentions: attention maps of every layer and head, per sequence (memory grows with layers x heads x L^2).
         contacts: contact probabilities of residue pairs, per sequence.
     """
@@ -31,6 +32,7 @@ class Want:
     logits: bool = False
     attentions: bool = False
     contacts: bool = False
+    places_M: Int[Tensor, "M"] | None = None
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Output:
 
     Attributes:
         hidden: layer -> hidden states, shape (T, D).
-        logits_TV: shape (T, V), None unless wanted.
+        logits_TV: shape (T, V), or (M, V) where `Want.places_M` names tokens; None unless wanted.
         attentions: per sequence, shape (num_layers, H, L, L) over its tokens; empty unless wanted.
         contacts: per sequence, probabilities of shape (L, L) over its residues; empty unless wanted.
     """
@@ -76,6 +78,10 @@ class ProteinModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, batch: PackedBatch, want: Want) -> Output:
         """Run the model over one packed batch and return what `want` names."""
+
+    def wanted(self, hidden_TD: Float[Tensor, "T D"], want: Want) -> Float[Tensor, "M D"]:
+        """The hidden states whose logits are wanted."""
+        return hidden_TD if want.places_M is None else hidden_TD[want.places_M]
 
     def prepare(self, precision: torch.dtype) -> "ProteinModel":
         """Make the model ready for inference in `precision`, in place; weights may be cast and laid out for kernels.

@@ -155,7 +155,7 @@ class Esm1(ProteinModel):
         if self.num_layers in want.layers:
             output.hidden[self.num_layers] = x_TD
         if want.logits:
-            output.logits_TV = F.linear(x_TD, self.output, self.output_bias)
+            output.logits_TV = F.linear(self.wanted(x_TD, want), self.output, self.output_bias)
         if collector is not None:
             collector.finish(output)
         return output
@@ -280,6 +280,6 @@ def _finish(model: Esm1b | Esm2, last_TD: Tensor, want: Want, output: Output, co
     if model.num_layers in want.layers:
         output.hidden[model.num_layers] = last_TD
     if want.logits and model.masked_head is not None:
-        output.logits_TV = model.masked_head(last_TD, model.embed_tokens.weight)
+        output.logits_TV = model.masked_head(model.wanted(last_TD, want), model.embed_tokens.weight)
     if collector is not None:
         collector.finish(output)

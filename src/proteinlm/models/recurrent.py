@@ -106,7 +106,7 @@ class BidirectionalLstm(ProteinModel):
                 output.hidden[number] = torch.cat([forward_TD[place_T], backward_TD[mirrored_place_T]], dim=1)
         if want.logits:
             around_TD = from_both_sides(forward_TD[place_T], backward_TD[mirrored_place_T], batch)
-            output.logits_TV = self.head(around_TD)
+            output.logits_TV = self.head(self.wanted(around_TD, want))
         return output
 
 

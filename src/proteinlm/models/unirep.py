@@ -126,7 +126,8 @@ class UniRep(ProteinModel):
             if number in want.layers:
                 output.hidden[number] = states_T[place_T]
         if want.logits:
-            output.logits_TV = nn.functional.pad(self.head(states_T), (1, 0), value=-torch.inf)[place_T]
+            wanted_MD = self.wanted(states_T[place_T], want)
+            output.logits_TV = nn.functional.pad(self.head(wanted_MD), (1, 0), value=-torch.inf)
         return output
 
 

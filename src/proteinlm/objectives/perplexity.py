@@ -1,0 +1,75 @@
+"""How well a model predicts hidden residues of proteins that it has not seen: the papers' ECE.
+
+In: a model and residue strings. Out: for each protein the summed cross-entropy and the number of targets; `metrics`
+turns them into the exponential of the mean and its interval. A protein's masks depend on its residues and the seed
+alone: not on the batch, the order or the model.
+
+Source: papers.md 1 (exponentiated cross-entropy, Rives et al.).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from proteinlm.corpora.sampling import key_of
+from proteinlm.models.base import ProteinModel
+from proteinlm.objectives.masked import MaskedLanguageModel, cross_entropy
+from proteinlm.sequences.batch import PackedBatch
+
+
+def protein_losses(
+    model: ProteinModel,
+    objective: MaskedLanguageModel,
+    sequences: Sequence[str],
+    seed: int = 0,
+    tokens_per_batch: int = 16384,
+) -> tuple[Float[np.ndarray, "P"], Float[np.ndarray, "P"]]:
+    """Cross-entropy of the hidden residues of each protein.
+
+    Args:
+        model: on any device; it is put into evaluation mode and back.
+        objective: says what is hidden.
+        sequences: P residue strings, none longer than the model takes.
+        seed: of the masks. tokens_per_batch: room; changes nothing but speed and memory.
+
+    Returns:
+        sums in nats and counts of targets, float64, shape (P,) each.
+    """
+    sums, counts = np.zeros(len(sequences)), np.zeros(len(sequences))
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for rows in _batches(sequences, tokens_per_batch):
+            encoded = [model.alphabet.encode(sequences[row]) for row in rows]
+            batch = PackedBatch.pack(encoded, rows, len(model.alphabet.prefix), len(model.alphabet.suffix))
+            keys_B = np.array([_key(sequences[row], seed) for row in rows], np.uint64)
+            example = objective.prepare(batch, keys_B)
+            losses = cross_entropy(model, example.to(device)).double().cpu().numpy()
+            owner = np.searchsorted(batch.starts, example.places_M.numpy(), side="right") - 1
+            sums[rows] = np.bincount(owner, losses, minlength=len(rows))
+            counts[rows] = np.bincount(owner, minlength=len(rows))
+    model.train(training)
+    return sums, counts
+
+
+def _key(residues: str, seed: int) -> np.uint64:
+    digest = hashlib.sha256(residues.encode("ascii")).digest()
+    return key_of(seed, int.from_bytes(digest[:8], "little"))
+
+
+def _batches(sequences: Sequence[str], tokens: int) -> list[list[int]]:
+    """Rows in order of length, as many together as fit."""
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(sequences)), key=lambda row: len(sequences[row])):
+        size = len(sequences[row]) + 2
+        if size > room or not batches:
+            batches.append([])
+            room = tokens
+        batches[-1].append(row)
+        room -= size
+    return batches

@@ -1,0 +1,273 @@
+"""The one loop that trains a model.
+
+In: a recipe and a folder. Out: in the folder, a checkpoint from which the same command goes on, tables of what
+happened, and at the end `model.safetensors`. A step is a function of recipe, corpus and step number alone, so that a
+run that was stopped anywhere and taken up again ends with the same weights.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from proteinlm import checkpoints
+from proteinlm.corpora.sampling import Order
+from proteinlm.corpora.store import Store
+from proteinlm.corpora.stream import Stream
+from proteinlm.errors import InputError
+from proteinlm.metrics import Bootstrap, Interval, bootstrap_interval
+from proteinlm.models import ARCHITECTURES
+from proteinlm.models.base import ProteinModel
+from proteinlm.objectives.masked import MaskedLanguageModel
+from proteinlm.objectives.perplexity import protein_losses
+from proteinlm.sequences.fasta import Refused, read_fasta
+from proteinlm.training.engine import Engine, SingleEngine
+from proteinlm.training.optimisers import build_optimisers, rate_factor
+from proteinlm.training.recipe import Recipe, recipe_of, sampling_of
+from proteinlm.training.records import TRAINING, VALIDATION, Table
+
+MOST_BAD_STEPS = 5
+"""Steps in a row whose gradient is not finite, after which the run stops."""
+
+MODEL = "model.safetensors"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    position: int = 0
+    tokens: int = 0
+    bad_steps: int = 0
+
+
+class Trainer:
+    """Everything that a run is made of, from a recipe.
+
+    Args:
+        recipe: the run. folder: where it lives; made if needed. engine: on which processes.
+        say: takes lines for the user.
+
+    Raises:
+        InputError: the recipe does not fit the corpus, or the folder holds another run.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, engine: Engine, say: Callable[[str], None]) -> None:
+        self.recipe, self.folder, self.engine, self.say = recipe, folder, engine, say
+        self.store = Store.open(recipe.data.store)
+        architecture, config = recipe.architecture()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(recipe.run.seed)
+            self.model: ProteinModel = ARCHITECTURES[architecture].model(config)
+        self.objective = MaskedLanguageModel(self.model.alphabet, recipe.masking)
+        order = Order(self.store, sampling_of(recipe), recipe.data.fraction, recipe.run.seed)
+        self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)
+        self.held_out = _read_proteins(recipe.data.validation, self.model)
+        self.wrapped = engine.wrap(self.model.train())
+        self.optimisers = build_optimisers(self.wrapped, recipe.optimiser)
+        self.average: AveragedModel | None = None
+        if recipe.optimiser.averaging:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.averaging))
+        self.progress = Progress()
+        folder.mkdir(parents=True, exist_ok=True)
+        if engine.saved(folder / CHECKPOINT):
+            self._resume()
+        self.training = Table(folder / "training.csv", TRAINING, self.progress.step)
+        self.validation = Table(folder / "validation.csv", VALIDATION, self.progress.step)
+
+    def run(self) -> None:
+        """Train to the last step, or until SIGINT or SIGTERM, which end the run after the step at hand."""
+        stop = _StopOnSignal()
+        since, tokens = time.monotonic(), self.progress.tokens
+        with stop:
+            while self.progress.step < self.recipe.run.steps and not stop.asked:
+                loss, norm = self.step()
+                done, run = self.progress.step, self.recipe.run
+                if done % run.log_every == 0:
+                    now = time.monotonic()
+                    speed = (self.progress.tokens - tokens) / (now - since)
+                    self._log(loss, norm, speed)
+                    since, tokens = now, self.progress.tokens
+                last = done == run.steps
+                if done % run.validate_every == 0 or last:
+                    self.validate()
+                if done % run.checkpoint_every == 0 or last or stop.asked:
+                    self.save()
+        if self.progress.step == self.recipe.run.steps:
+            self.finish()
+
+    def step(self) -> tuple[float, float]:
+        """One update of the weights.
+
+        Returns:
+            the mean loss of the step in nats, and the norm of its gradient before clipping.
+        """
+        recipe, engine, progress = self.recipe, self.engine, self.progress
+        crops, position = self.stream.draw(progress.position)
+        parts = self.stream.parts(crops, engine.rank, engine.world, recipe.batch.tokens_per_part)
+        # A constant of the right size keeps gradients near one; the exact count comes after all of them are in.
+        expected = recipe.masking.chosen * recipe.batch.tokens
+        loss_sum = count = 0.0
+        for number, part in enumerate(parts):
+            example = self.objective.prepare(part.batch, part.keys_B).to(engine.device)
+            with engine.accumulating(self.wrapped, last=number == len(parts) - 1):
+                with self._autocast():
+                    loss = self.objective.loss(self.wrapped, example)
+                (loss.sum / expected).backward()
+            loss_sum, count = loss_sum + loss.sum.item(), count + loss.count
+        loss_sum, count = engine.total((loss_sum, count))
+        norm = self._update(expected / count)
+        progress.step, progress.position = progress.step + 1, position
+        progress.tokens += sum(crop.tokens for crop in crops)
+        return loss_sum / count, norm
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self.recipe.run.precision == "bf16"
+        return torch.autocast(self.engine.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _update(self, scale: float) -> float:
+        """Scale, clip and apply the gradients; a gradient that is not finite is dropped."""
+        gradients = [parameter.grad for parameter in self.wrapped.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        limit = self.recipe.optimiser.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), limit).item()
+        factor = rate_factor(self.recipe.schedule, self.progress.step, self.recipe.run.steps)
+        if norm < float("inf"):
+            self.progress.bad_steps = 0
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = self.recipe.optimiser.learning_rate * factor
+                optimiser.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        else:
+            self._bad_step()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        return norm
+
+    def _bad_step(self) -> None:
+        self.progress.bad_steps += 1
+        self.say(f"step {self.progress.step + 1}: the gradient is not finite; its update was left out")
+        if self.progress.bad_steps >= MOST_BAD_STEPS:
+            raise InputError(
+                f"{MOST_BAD_STEPS} steps in a row, up to {self.progress.step + 1}, had no finite gradient; the last "
+                f"checkpoint in {str(self.folder)!r} is from before them: lower optimiser.learning_rate in a new run, "
+                "or set run.precision = fp32"
+            )
+
+    def _log(self, loss: float, norm: float, speed: float) -> None:
+        if self.engine.rank:
+            return
+        rate = self.optimisers[0].param_groups[0]["lr"]
+        values = (self.progress.step, self.progress.tokens, loss, rate, norm, speed)
+        self.training.add(dict(zip(TRAINING, values, strict=True)))
+
+    def kept(self) -> ProteinModel:
+        """The model whose weights count: their average where the recipe asks for one."""
+        if self.average is None:
+            return self.model
+        averaged = self.average.module
+        assert isinstance(averaged, ProteinModel)
+        return averaged
+
+    def validate(self) -> Interval | None:
+        """ECE over the held-out proteins, with fixed masks of 15 %, 80/10/10."""
+        if not self.held_out:
+            return None
+        with self._autocast():
+            sums, counts = protein_losses(self.kept(), self.objective, self.held_out)
+        ece = bootstrap_interval(sums, counts, np.random.default_rng(0), Bootstrap(exponential=True))
+        progress = self.progress
+        values = (progress.step, progress.tokens, ece.value, ece.low, ece.high, len(self.held_out))
+        if not self.engine.rank:
+            self.validation.add(dict(zip(VALIDATION, values, strict=True)))
+        self.say(f"step {progress.step}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
+        return ece
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        rest: dict[str, Any] = {
+            "recipe": self.recipe.as_dict(),
+            "corpus": self.store.manifest.content_sha256,
+            "progress": vars(self.progress),
+            "average": None if self.average is None else self.average.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        self.engine.save(self.folder / CHECKPOINT, self.wrapped, self.optimisers, rest)
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT
+        rest = self.engine.load(path, self.wrapped, self.optimisers)
+        before = recipe_of(rest["recipe"], str(path))
+        if (difference := before.same_run(self.recipe)) is not None:
+            raise InputError(f"{str(self.folder)!r} holds another run: {difference}; choose another folder")
+        if rest["corpus"] != self.store.manifest.content_sha256:
+            raise InputError(
+                f"{str(self.folder)!r} was trained on another corpus than {self.recipe.data.store!r}; "
+                "choose another folder"
+            )
+        self.progress = Progress(**rest["progress"])
+        if self.average is not None:
+            self.average.load_state_dict(rest["average"])
+        torch.set_rng_state(rest["random"])
+        self.say(f"going on from step {self.progress.step}")
+
+    def finish(self) -> None:
+        """Write the model in the package's own layout."""
+        if not self.engine.rank:
+            checkpoints.save(self.kept().eval(), self.folder / MODEL, name=self.folder.name)
+
+
+def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> None:
+    """Train a model as the recipe says; run again, go on where the last run stopped."""
+    Trainer(recipe, folder, SingleEngine(device), say).run()
+
+
+class _StopOnSignal:
+    """Inside, SIGINT and SIGTERM set `asked` instead of ending the program."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *details: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _read_proteins(path: str, model: ProteinModel) -> list[str]:
+    """The residue strings of a FASTA file of held-out proteins.
+
+    Raises:
+        InputError: one of them cannot be read, or is longer than the model takes: scores would not be comparable.
+    """
+    if not path:
+        return []
+    proteins = []
+    for record in read_fasta(path, model.alphabet):
+        if isinstance(record, Refused):
+            raise InputError(f"validation {path!r}: {record.id} cannot be used: {record.reason}")
+        if model.max_residues is not None and len(record.residues) > model.max_residues:
+            raise InputError(
+                f"validation {path!r}: {record.id} has {len(record.residues)} residues, and the model takes "
+                f"{model.max_residues}; leave it out"
+            )
+        proteins.append(record.residues)
+    return proteins

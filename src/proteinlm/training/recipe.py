@@ -1,0 +1,288 @@
+"""A recipe: one TOML file that states a pretraining run, and what may be changed from the command line.
+
+In: the file, and `section.key=value` settings. Out: a `Recipe`, every key of which is known and of its type.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from proteinlm.config import from_dict, nearest, to_dict
+from proteinlm.corpora.sampling import Mode
+from proteinlm.errors import InputError
+from proteinlm.models import ARCHITECTURES, PRESETS, ModelConfig
+from proteinlm.objectives.masked import Masking
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on.
+
+    Args:
+        store: folder that `plm corpus build` wrote.
+        validation: FASTA file of held-out proteins, or empty for none.
+        sampling: all, representatives or clusters (UR100, UR50/S, UR50/D).
+        fraction: part of the corpus that is used.
+        crop: longest stretch of a protein, in residues.
+    """
+
+    store: str
+    validation: str = ""
+    sampling: str = "clusters"
+    fraction: float = 1.0
+    crop: int = 1022
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How much at a time.
+
+    Args:
+        tokens: of one step, all processes together, BOS and EOS included.
+        tokens_per_part: most tokens in one forward and backward pass; more are accumulated.
+    """
+
+    tokens: int = 131072
+    tokens_per_part: int = 16384
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights are updated.
+
+    Args:
+        name: adamw, or muon (orthogonalised updates for matrices inside the layers, adamw for the rest).
+        learning_rate: its peak.
+        beta1, beta2, epsilon: of AdamW. momentum: of Muon.
+        weight_decay: decoupled; matrices only.
+        clip: largest norm of the gradient; 0 for no limit.
+        averaging: decay of the exponential average of the weights that is validated and kept; 0 for none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    averaging: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves.
+
+    Args:
+        shape: constant, inverse-square-root, linear, cosine, or warmup-stable-decay.
+        warmup: steps from 0 to the peak.
+        decay: last steps over which warmup-stable-decay falls to 0; unused by the other shapes.
+    """
+
+    shape: str = "linear"
+    warmup: int = 1000
+    decay: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, where, and what is written how often.
+
+    Args:
+        steps: updates of the weights.
+        seed: of the initial weights, the order, the crops and the masks.
+        precision: fp32, or bf16 (matrix products in bf16; weights, sums and updates in fp32).
+        engine: single, ddp or fsdp; the last two under torchrun.
+        gradient_checkpointing: keep only what enters each layer, and compute the rest again in the backward pass.
+        compile: let torch.compile fuse the model.
+        log_every, validate_every, checkpoint_every: in steps.
+    """
+
+    steps: int
+    seed: int = 0
+    precision: str = "bf16"
+    engine: str = "single"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    log_every: int = 10
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. `model` is either `{preset = NAME}`, or `architecture` with the fields of its configuration.
+
+    >>> recipe = Recipe({"preset": "esm2-8m"}, Data("store"), Run(steps=10))
+    >>> recipe.architecture()[0]
+    'esm2'
+    """
+
+    model: dict[str, Any]
+    data: Data
+    run: Run
+    batch: Batch = field(default_factory=Batch)
+    masking: Masking = field(default_factory=Masking)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def architecture(self) -> tuple[str, ModelConfig]:
+        """The architecture's name and its configuration.
+
+        Raises:
+            InputError: the architecture, the preset or a key is unknown.
+        """
+        fields = dict(self.model)
+        if "preset" in fields:
+            from proteinlm.checkpoints.catalogue import require_preset
+
+            _, preset = require_preset(str(fields.pop("preset")))
+            merged = {**to_dict(preset.config), **fields}
+            return preset.architecture, from_dict(type(preset.config), merged, "recipe, [model]")
+        name = fields.pop("architecture", None)
+        if name not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(
+                f"recipe, [model]: architecture {name!r} is unknown{nearest(str(name), ARCHITECTURES)}; "
+                f"choose one of {known}, or give preset = one of {', '.join(list(PRESETS)[:3])} ..."
+            )
+        kind = ARCHITECTURES[name].config
+        return name, from_dict(kind, fields, "recipe, [model]")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, as in the file."""
+        return dataclasses.asdict(self)
+
+    def same_run(self, other: "Recipe") -> str | None:
+        """What stands against going on with `other` after `self`: the first key that differs and must not.
+
+        Steps, the decay at the end, and what is written how often may change; so may the engine and the parts.
+        """
+        ours, theirs = self.as_dict(), other.as_dict()
+        for section, keys in ours.items():
+            for key in sorted(set(keys) | set(theirs[section])):
+                name = f"{section}.{key}"
+                if name not in MAY_CHANGE and keys.get(key) != theirs[section].get(key):
+                    return f"{name} was {keys.get(key)!r} and is now {theirs[section].get(key)!r}"
+        return None
+
+
+MAY_CHANGE = {
+    "run.steps",
+    "run.engine",
+    "run.compile",
+    "run.gradient_checkpointing",
+    "run.log_every",
+    "run.validate_every",
+    "run.checkpoint_every",
+    "schedule.decay",
+    "batch.tokens_per_part",
+    "data.store",
+    "data.validation",
+}
+"""What a resumed run may state otherwise; the store's content is compared by its digest."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.sampling": ("all", "representatives", "clusters"),
+    "optimiser.name": ("adamw", "muon"),
+    "schedule.shape": ("constant", "inverse-square-root", "linear", "cosine", "warmup-stable-decay"),
+    "run.precision": ("fp32", "bf16"),
+    "run.engine": ("single", "ddp", "fsdp"),
+}
+
+_POSITIVE = (
+    "data.crop", "batch.tokens", "batch.tokens_per_part", "optimiser.learning_rate", "run.steps", "run.log_every",
+    "run.validate_every", "run.checkpoint_every",
+)  # fmt: skip
+
+
+def read_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a file, with settings from the command line put over it.
+
+    Args:
+        path: a TOML file.
+        settings: `section.key=value`; values are written as in TOML, words may go without quotes.
+
+    Raises:
+        InputError: the file cannot be read, or a key or a value is not one that a recipe has.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {str(path)!r} is not TOML: {error}") from error
+    for setting in settings:
+        _put(values, setting)
+    return recipe_of(values, f"recipe {str(path)!r}")
+
+
+def _put(values: dict[str, Any], setting: str) -> None:
+    name, equals, text = setting.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot):
+        raise InputError(f"setting {setting!r} is not of the form section.key=value, such as run.steps=1000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    values.setdefault(section, {})[key] = value
+
+
+def recipe_of(values: dict[str, Any], where: str) -> Recipe:
+    """A recipe from nested dictionaries; `where` names them in messages.
+
+    Raises:
+        InputError: an unknown section or key, a value of another type, or one out of its range.
+    """
+    kinds = {"data": Data, "run": Run, "batch": Batch, "masking": Masking, "optimiser": Optimiser, "schedule": Schedule}
+    sections: dict[str, Any] = {}
+    for name, content in values.items():
+        if name != "model" and name not in kinds:
+            raise InputError(f"{where}: section [{name}] is unknown{nearest(name, ['model', *kinds])}")
+        if not isinstance(content, dict):
+            raise InputError(f"{where}: {name!r} stands outside every section; put it below [{name}] or another")
+        sections[name] = content if name == "model" else from_dict(kinds[name], content, f"{where}, [{name}]")
+    for name in ("model", "data", "run"):
+        if name not in sections:
+            raise InputError(f"{where}: section [{name}] is missing")
+    recipe = Recipe(**sections)
+    _check(recipe, where)
+    return recipe
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """Raise `InputError` for a value out of its range."""
+    values = recipe.as_dict()
+    for name, choices in _CHOICES.items():
+        section, key = name.split(".")
+        if (value := values[section][key]) not in choices:
+            raise InputError(
+                f"{where}: {name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
+            )
+    for name in _POSITIVE:
+        section, key = name.split(".")
+        if values[section][key] <= 0:
+            raise InputError(f"{where}: {name} is {values[section][key]}; give a number above 0")
+    if not 0 <= recipe.optimiser.averaging < 1:
+        raise InputError(f"{where}: optimiser.averaging is {recipe.optimiser.averaging}; give 0, or a decay below 1")
+    if recipe.schedule.warmup < 0 or not 0 <= recipe.schedule.decay <= recipe.run.steps:
+        raise InputError(f"{where}: schedule.warmup and schedule.decay must lie between 0 and run.steps")
+    recipe.architecture()
+
+
+def sampling_of(recipe: Recipe) -> Mode:
+    """The recipe's way of sampling, as its own type."""
+    mode: Literal["all", "representatives", "clusters"]
+    for mode in ("all", "representatives", "clusters"):
+        if recipe.data.sampling == mode:
+            return mode
+    raise AssertionError("read_recipe let an unknown way of sampling pass")

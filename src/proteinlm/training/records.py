@@ -1,0 +1,39 @@
+"""What a run writes about itself: rows of numbers in CSV files, which outlive a kill and continue after it.
+
+In: one dictionary per logged step or validation. Out: `training.csv` and `validation.csv` in the run's folder.
+"""
+
+import csv
+from pathlib import Path
+
+TRAINING = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "tokens_per_second")
+VALIDATION = ("step", "tokens", "ece", "low", "high", "proteins")
+
+
+class Table:
+    """Rows of one CSV file. Rows at or after the step that a run goes on from are dropped: they will come again.
+
+    Args:
+        path: the file. columns: its header. step: where the run stands.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
+        self._path, self._columns = path, columns
+        kept = [row for row in read_table(path) if int(row["step"]) <= step] if path.exists() else []
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Append one row, to six digits."""
+        shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(shown)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """All rows; a last line that was cut off is left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if all(value not in (None, "") for value in row.values())]

@@ -341,6 +341,16 @@ def test_contact_maps_in_one_archive_and_in_a_folder(tmp_path: Path) -> None:
             assert picture.startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("name", "format_name"), [*OUTPUTS, ("out.npz", None), ("out", "npz-folder")])
+def test_ids_longer_than_a_format_may_like(name: str, format_name: str | None, tmp_path: Path) -> None:
+    """NCBI's nr has headers of 100 kB and more."""
+    long = "x" * 70_000
+    source = write_fasta(tmp_path / "in.fasta", [(long, "MKT"), (long, "MVL"), (f"short {long}", "MAA")])
+    include = ("contacts",) if "npz" in f"{name}{format_name}" else ("embeddings",)
+    run(a_job(source, tmp_path / name, save_model(tmp_path), include=include), format=format_name)
+    assert len(list(read_embeddings(tmp_path / name))) == 3
+
+
 def test_the_ending_or_the_format_must_be_known() -> None:
     assert {name: output.name for name, output in FORMATS.items()} == {name: name for name in FORMATS}
     with pytest.raises(InputError, match="says no format"):

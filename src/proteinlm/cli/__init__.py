@@ -11,7 +11,7 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import embedding, models
+from proteinlm.cli import corpus, embedding, models
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -21,6 +21,7 @@ COMMANDS: tuple[click.Command, ...] = (
     models.models,
     models.convert,
     models.accelerate,
+    corpus.corpus,
 )
 """Every command, and every group of commands."""
 

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,16 +17,14 @@ from proteinlm.corpora.columns import (
     SHARD_RESIDUES,
     Block,
     HashedFile,
-    NameReader,
     Writer,
-    read_blocks,
     seal,
     whole_folder,
 )
+from proteinlm.corpora.copying import copy_kept, refusal
 from proteinlm.corpora.duplicates import Duplicates
-from proteinlm.corpora.grouping import KEPT, MERGED, UNCLUSTERED, Fates, with_clusters, without_copies, write_clusters
+from proteinlm.corpora.grouping import with_clusters, without_copies, write_clusters
 from proteinlm.corpora.manifest import Manifest
-from proteinlm.corpora.store import POSITION
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.fasta import FastaSummary, Record, Refused, scan_fasta
@@ -174,12 +171,6 @@ class _Intake:
         self._records, self._residues = [], 0
 
 
-def refusal(identifier: str, reason: str) -> bytes:
-    """A line of `refused.tsv`."""
-    one_line = " ".join(reason.split())
-    return f"{identifier}\t{one_line}\n".encode("utf-8", "backslashreplace")
-
-
 def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) -> Manifest:
     """Merge, cluster and copy: the store, all but its manifest, from what was taken in."""
     intake.writer.close()
@@ -196,7 +187,7 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
             )
         files, clusters, without = write_clusters(folder, work, fates.kept, grouped)
     writer = Writer(folder, intake.options.shard_residues)
-    files.update(_copy(work, fates, writer, intake.refused))
+    files.update(copy_kept(work / "raw", fates, writer, intake.refused))
     table = intake.clusters.facts if isinstance(intake.clusters, TableClusters) else TableFacts(None, 0, 0)
     manifest = writer.manifest(summary)
     assert manifest.records == summary.refused + intake.too_short + intake.too_long + fates.total, "a record is lost"
@@ -217,28 +208,3 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
         without_representative=without,
         files={**manifest.files, **files},
     )
-
-
-def _copy(work: Path, fates: Fates, writer: Writer, refused: HashedFile) -> dict[str, dict[str, Any]]:
-    """Copy what is kept from the raw columns, and list what is not.
-
-    Returns:
-        Entries of the two lists for the manifest.
-    """
-    merged = HashedFile(writer.folder / "merged.tsv")
-    names = NameReader(work / "raw")
-    with (work / "fates.bin").open("rb") as fate_file, (work / "merged.bin").open("rb") as target_file:
-        for block in read_blocks(work / "raw"):
-            fate = np.fromfile(fate_file, np.uint8, len(block))
-            writer.append(block.select(fate == KEPT))
-            if (fate == KEPT).all():
-                continue
-            identifiers = block.identifiers()
-            targets = np.fromfile(target_file, POSITION, int((fate == MERGED).sum()))
-            for row, target in zip(np.flatnonzero(fate == MERGED).tolist(), targets.tolist(), strict=True):
-                merged.write(f"{identifiers[row]}\t{names[target]}\n".encode())
-            for row in np.flatnonzero(fate == UNCLUSTERED).tolist():
-                refused.write(refusal(identifiers[row], "it has no cluster: not in the table or header"))
-    names.close()
-    writer.close()
-    return {file.name: file.close() for file in (merged, refused)}

@@ -5,7 +5,7 @@ is kept, and the two files of the cluster index. Copies hand their cluster on to
 that a copy which the table names helps one that it does not name. Each pass holds one range of positions or one bucket.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from proteinlm.corpora.buckets import (
 from proteinlm.corpora.columns import HashedFile
 from proteinlm.corpora.store import POSITION
 
-KEPT, MERGED, UNCLUSTERED = 0, 1, 2
-"""What becomes of a position."""
+KEPT, MERGED, UNCLUSTERED, CONTAINED, ELSEWHERE = range(5)
+"""What becomes of a position: kept; a copy of another; without a cluster; part of a sequence on the other side of a
+split; itself on the other side."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,24 @@ class Fates:
     """What becomes of each position.
 
     Attributes:
-        folder: holds `fates.bin` (uint8, one of `KEPT`, `MERGED`, `UNCLUSTERED` each) and `merged.bin` (int64, for each
-            merged position in order the position it was merged into).
-        total, merged, unclustered: positions. merged_across: kept ones whose copies were in other clusters too.
+        folder: holds `fates.bin` (uint8, one of `KEPT` ... each) and `partners.bin` (int64, for each merged or
+            contained position in order the position of the sequence that it is equal to, or part of).
+        total, merged, unclustered, contained, elsewhere: positions.
+        merged_across: kept ones whose copies were in other clusters too.
     """
 
     folder: Path
     total: int
-    merged: int
+    merged: int = 0
     unclustered: int = 0
+    contained: int = 0
+    elsewhere: int = 0
     merged_across: int = 0
 
     @property
     def kept(self) -> int:
         """Positions that are kept."""
-        return self.total - self.merged - self.unclustered
+        return self.total - self.merged - self.unclustered - self.contained - self.elsewhere
 
 
 def without_copies(folder: Path, total: int, merged: Buckets, assigned: Buckets | None) -> tuple[Fates, Buckets | None]:
@@ -61,7 +65,7 @@ def without_copies(folder: Path, total: int, merged: Buckets, assigned: Buckets 
         The fates, and the assignments of what is kept, by range of `index`.
     """
     moved = None if assigned is None else Buckets(folder, "moved", assigned.fields)
-    with (folder / "fates.bin").open("wb") as fates, (folder / "merged.bin").open("wb") as targets:
+    with (folder / "fates.bin").open("wb") as fates, (folder / "partners.bin").open("wb") as partners:
         for number in range(ranges(total)):
             first = number * RANGE_ROWS
             target = np.arange(first, min(first + RANGE_ROWS, total))
@@ -71,7 +75,7 @@ def without_copies(folder: Path, total: int, merged: Buckets, assigned: Buckets 
             fate = np.full(len(target), KEPT, np.uint8)
             fate[rows["dropped"] - first] = MERGED
             fate.tofile(fates)
-            rows["kept"].astype(POSITION).tofile(targets)
+            rows["kept"].astype(POSITION).tofile(partners)
             if assigned is not None and moved is not None:
                 rows = assigned.take(number)
                 rows["index"] = target[rows["index"] - first]
@@ -83,7 +87,7 @@ def with_clusters(fates: Fates, assigned: Buckets) -> tuple[Fates, Buckets]:
     """Give each kept position its cluster, and drop those that have none.
 
     Args:
-        fates: from `without_copies`, and so is assigned.
+        fates: what is known so far. assigned: by range of `index`; rows of what is not kept do not count.
 
     Returns:
         The fates, and rows of `KEY`, `index` (among what is kept now) and `representative`, by digest.
@@ -95,7 +99,8 @@ def with_clusters(fates: Fates, assigned: Buckets) -> tuple[Fates, Buckets]:
         for number in range(ranges(fates.total)):
             first = number * RANGE_ROWS
             fate = np.fromfile(old, np.uint8, RANGE_ROWS)
-            rows, more = _one_cluster_each(assigned.take(number))
+            rows = assigned.take(number)
+            rows, more = _one_cluster_each(rows[fate[rows["index"] - first] == KEPT])
             across += more
             has_cluster = np.zeros(len(fate), bool)
             has_cluster[rows["index"] - first] = True
@@ -108,7 +113,7 @@ def with_clusters(fates: Fates, assigned: Buckets) -> tuple[Fates, Buckets]:
             kept += int((fate == KEPT).sum())
             unclustered += int(lost.sum())
     fresh.replace(path)
-    return Fates(fates.folder, fates.total, fates.merged, unclustered, across), grouped
+    return replace(fates, unclustered=unclustered, merged_across=across), grouped
 
 
 def _one_cluster_each(rows: np.ndarray) -> tuple[np.ndarray, int]:

@@ -13,6 +13,9 @@ from types import TracebackType
 LONGEST_FILE_NAME = 200
 """Bytes of a file name before its suffix; file systems take 255."""
 
+LONGEST_MEMBER_NAME = 60_000
+"""Bytes of a name inside a .npz archive before its suffix; zip takes 65,535."""
+
 _BREAKS_A_PATH = re.compile(r"[/\\:\x00-\x1f\x7f]")
 
 
@@ -32,8 +35,17 @@ def file_name_of(header: str) -> str:
     ('a_b_ c', '_._x')
     """
     name = _BREAKS_A_PATH.sub("_", header).strip()
-    name = name.encode("utf-8")[:LONGEST_FILE_NAME].decode("utf-8", "ignore").rstrip()
+    name = shortened(name, LONGEST_FILE_NAME).rstrip()
     return re.sub(r"^[.-]", "_", name) or "_"
+
+
+def shortened(name: str, most: int) -> str:
+    """The beginning of a name, whole letters of at most `most` bytes in UTF-8.
+
+    >>> shortened("caf\u00e9", 4), shortened("caf\u00e9", 5)
+    ('caf', 'café')
+    """
+    return name.encode("utf-8")[:most].decode("utf-8", "ignore")
 
 
 class UniqueNames(AbstractContextManager["UniqueNames"]):

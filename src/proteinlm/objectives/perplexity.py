@@ -4,20 +4,39 @@ In: a model and residue strings. Out: for each protein the summed cross-entropy 
 turns them into the exponential of the mean and its interval. A protein's masks depend on its residues and the seed
 alone: not on the batch, the order or the model.
 
+Under 80/10/10 a fifth of the chosen residues are not hidden: they stay, or another stands in their place. A model that
+knows no more than the frequencies of residues, and to trust half of what it sees there, scores 15.3 over all chosen
+residues of Swiss-Prot proteins and 18.2 over the hidden ones. So both are given, and `hidden` is the one to compare
+with models that see no mask (n-grams, LSTMs).
+
 Source: papers.md 1 (exponentiated cross-entropy, Rives et al.).
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from proteinlm.corpora.sampling import key_of
+from proteinlm.metrics import Totals
 from proteinlm.models.base import ProteinModel
 from proteinlm.objectives.masked import MaskedLanguageModel, cross_entropy
 from proteinlm.sequences.batch import PackedBatch
+
+
+@dataclass(frozen=True)
+class ProteinLosses:
+    """Cross-entropy of P proteins: sums in nats and counts of targets, float64, shape (P,) each.
+
+    Attributes:
+        hidden: over the residues that the mask token replaced.
+        chosen: over all residues that were chosen, as in training.
+    """
+
+    hidden: Totals
+    chosen: Totals
 
 
 def protein_losses(
@@ -26,20 +45,18 @@ def protein_losses(
     sequences: Sequence[str],
     seed: int = 0,
     tokens_per_batch: int = 16384,
-) -> tuple[Float[np.ndarray, "P"], Float[np.ndarray, "P"]]:
-    """Cross-entropy of the hidden residues of each protein.
+) -> ProteinLosses:
+    """Cross-entropy of the chosen residues of each protein.
 
     Args:
         model: on any device; it is put into evaluation mode and back.
         objective: says what is hidden.
         sequences: P residue strings, none longer than the model takes.
         seed: of the masks. tokens_per_batch: room; changes nothing but speed and memory.
-
-    Returns:
-        sums in nats and counts of targets, float64, shape (P,) each.
     """
-    sums, counts = np.zeros(len(sequences)), np.zeros(len(sequences))
-    training = model.training
+    found = ProteinLosses(*((np.zeros(len(sequences)), np.zeros(len(sequences))) for _ in range(2)))
+    mask, training = model.alphabet.mask, model.training
+    assert mask is not None, "the objective was made for this alphabet"
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -50,10 +67,12 @@ def protein_losses(
             example = objective.prepare(batch, keys_B)
             losses = cross_entropy(model, example.to(device)).double().cpu().numpy()
             owner = np.searchsorted(batch.starts, example.places_M.numpy(), side="right") - 1
-            sums[rows] = np.bincount(owner, losses, minlength=len(rows))
-            counts[rows] = np.bincount(owner, minlength=len(rows))
+            hidden = example.batch.tokens_T[example.places_M].eq(mask).numpy()
+            for (sums, counts), which in ((found.hidden, hidden), (found.chosen, slice(None))):
+                sums[rows] = np.bincount(owner[which], losses[which], minlength=len(rows))
+                counts[rows] = np.bincount(owner[which], minlength=len(rows))
     model.train(training)
-    return sums, counts
+    return found
 
 
 def _key(residues: str, seed: int) -> np.uint64:

@@ -181,14 +181,15 @@ class Trainer:
         return averaged
 
     def validate(self) -> Interval | None:
-        """ECE over the held-out proteins, with fixed masks of 15 %, 80/10/10."""
+        """ECE over the hidden residues of the held-out proteins, with fixed masks; None where there are none."""
         if not self.held_out:
             return None
         with self._autocast():
-            sums, counts = protein_losses(self.kept(), self.objective, self.held_out)
-        ece = bootstrap_interval(sums, counts, np.random.default_rng(0), Bootstrap(exponential=True))
+            losses = protein_losses(self.kept(), self.objective, self.held_out)
+        ece = bootstrap_interval(*losses.hidden, np.random.default_rng(0), Bootstrap(exponential=True))
+        chosen = float(np.exp(losses.chosen[0].sum() / losses.chosen[1].sum()))
         progress = self.progress
-        values = (progress.step, progress.tokens, ece.value, ece.low, ece.high, len(self.held_out))
+        values = (progress.step, progress.tokens, ece.value, ece.low, ece.high, chosen, len(self.held_out))
         if not self.engine.rank:
             self.validation.add(dict(zip(VALIDATION, values, strict=True)))
         self.say(f"step {progress.step}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")

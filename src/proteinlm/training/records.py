@@ -7,7 +7,8 @@ import csv
 from pathlib import Path
 
 TRAINING = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "tokens_per_second")
-VALIDATION = ("step", "tokens", "ece", "low", "high", "proteins")
+VALIDATION = ("step", "tokens", "ece", "low", "high", "ece_chosen", "proteins")
+"""`ece` with its interval is over hidden residues, `ece_chosen` over all that were chosen (`objectives.perplexity`)."""
 
 
 class Table:

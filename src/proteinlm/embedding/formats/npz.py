@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.embedding.formats.base import Assembly, Move, OutputFormat, as_provenance
-from proteinlm.embedding.names import file_name_of, key_of
+from proteinlm.embedding.names import LONGEST_MEMBER_NAME, file_name_of, key_of, shortened
 from proteinlm.embedding.pooling import Stored
 from proteinlm.embedding.settings import EmbedSettings, Provenance
 from proteinlm.errors import InputError
@@ -39,7 +39,7 @@ class Npz(OutputFormat):
         path = assembly.folder / assembly.out.name
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for protein in proteins:
-                name = assembly.names.claim(key_of(protein.entry.id))
+                name = assembly.names.claim(_key(protein))
                 _add_array(archive, name, protein.tensors["contacts"].numpy())
             archive.comment = assembly.provenance_text.encode()
         return [(path, assembly.out)]
@@ -85,7 +85,7 @@ class NpzFolder(OutputFormat):
             name = assembly.names.claim(file_name_of(protein.entry.header))
             contacts_LL = protein.tensors["contacts"].numpy()
             with zipfile.ZipFile(folder / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-                _add_array(archive, key_of(protein.entry.id), contacts_LL)
+                _add_array(archive, _key(protein), contacts_LL)
             if assembly.provenance.get("pictures"):
                 draw_contacts(contacts_LL, protein.entry.id, folder / f"{name}.png")
         (folder / PROVENANCE_FILE).write_text(assembly.provenance_text + "\n", encoding="utf-8")
@@ -134,6 +134,10 @@ def check_pictures() -> None:
 def _contacts_only(settings: EmbedSettings) -> None:
     if settings.include != ("contacts",):
         raise InputError(".npz holds contact maps (`plm contacts`); for embeddings and logits use an .h5 output")
+
+
+def _key(protein: Stored) -> str:
+    return shortened(key_of(protein.entry.id), LONGEST_MEMBER_NAME)
 
 
 def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:

@@ -23,7 +23,7 @@ LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZOJ"
 RECORDS = [("a x", "MKT"), ("b x", "MKV"), ("c c", "GGGG"), ("x x", "MKTAYI")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.text(LETTERS, min_size=1, max_size=40), min_size=1, max_size=30, unique=True),
     st.integers(min_value=1, max_value=50),

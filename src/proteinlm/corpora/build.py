@@ -182,9 +182,11 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
     else:
         fates, grouped = with_clusters(fates, assigned)
         if not fates.kept:
-            raise InputError(
-                f"none of {fates.total} records has a cluster in {intake.options.clusters!r}; is it of another file?"
+            where = intake.options.clusters
+            remedy = (
+                "is it of another file?" if where != HEADER else "headers are to read `>ACC CLUSTER`, or as UniRef's"
             )
+            raise InputError(f"none of {fates.total} records has a cluster in {where!r}; {remedy}")
         files, clusters, without = write_clusters(folder, work, fates.kept, grouped)
     writer = Writer(folder, intake.options.shard_residues)
     files.update(copy_kept(work / "raw", fates, writer, intake.refused))

@@ -1,0 +1,240 @@
+"""Sequences that are, letter by letter, part of a sequence on the other side: found without comparing all with all.
+
+In: two parts of stores. Out: pairs (inner, outer) where the inner sequence stands whole within the outer one. The first
+letters of every inner sequence are looked up at every position of the outer ones. Twelve letters of five bits fit a
+64-bit number, so head and tail are compared exactly in whole arrays, and only what agrees in both is compared in full.
+Memory: some millions of inner sequences at a time (`SEEDS`), and a block of outer ones.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from proteinlm.corpora.buckets import HASHED, KEY, Buckets, by_digest, digests
+from proteinlm.corpora.columns import Block, read_blocks
+from proteinlm.corpora.store import Store
+
+SEED = 12
+"""Letters of a seed, at most; shorter sequences are their own seed."""
+
+LETTER_BITS = 5
+
+SEEDS = 1 << 21
+"""Inner sequences held at a time: 100 MB with their tables."""
+
+PAIRS = 1 << 20
+"""Candidate pairs looked at in one go."""
+
+FILTER_BITS = 24
+"""The filter in front of the search is a table of 2^24 bits' worth of bytes."""
+
+BLOCK_ROWS = 1 << 13
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences of a store: all of them, or those on one side of a split.
+
+    Attributes:
+        store: where they are. sides: a file with one byte for each sequence, or None for all. side: which byte counts.
+    """
+
+    store: Store
+    sides: Path | None = None
+    side: int = 0
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, Block]]:
+        """The sequences with their numbers, from front to back."""
+        first = 0
+        sides = self.sides.open("rb") if self.sides is not None else None
+        for block in read_blocks(self.store.path, BLOCK_ROWS):
+            index = np.arange(first, first + len(block))
+            first += len(block)
+            if sides is not None:
+                chosen = np.fromfile(sides, np.uint8, len(block)) == self.side
+                index, block = index[chosen], block.select(chosen)
+            if len(block):
+                yield index, block
+        if sides is not None:
+            sides.close()
+
+
+def contained(inner: Part, outer: Part) -> Iterator[tuple[int, int]]:
+    """Sequences of `inner` that stand whole within one of `outer`.
+
+    Args:
+        inner, outer: without common sequences.
+
+    Returns:
+        Pairs of numbers, an inner and an outer sequence; an inner one appears at least once if it is contained, and not
+        more than once for each block of outer sequences.
+    """
+    for seeds in _seeds(inner):
+        for index, block in outer.blocks():
+            for size in np.unique(seeds["size"]).tolist():
+                yield from _hits(_Table(seeds[seeds["size"] == size], size), inner.store, index, block)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something of a held-out store that is in a training store.
+
+    Attributes:
+        train, heldout: identifiers.
+        how: `same identifier`, `heldout within train` or `train within heldout` (equal sequences are both).
+    """
+
+    train: str
+    heldout: str
+    how: str
+
+
+def leaks_between(train: Store, heldout: Store) -> Iterator[Leak]:
+    """Everything of `heldout` that `train` gives away, in memory that does not grow with either.
+
+    >>> import io
+    >>> from proteinlm.corpora.build import build
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, text in (("t", b">a\\nMKTAYIAK\\n"), ("h", b">b\\nTAYI\\n>a\\nWWW\\n")):
+    ...         manifest = build(io.BytesIO(text), Path(folder, name))
+    ...     for leak in leaks_between(Store.open(Path(folder, "t")), Store.open(Path(folder, "h"))):
+    ...         print(leak.train, leak.heldout, leak.how)
+    a a same identifier
+    a b heldout within train
+    """
+    yield from _same_identifiers(train, heldout)
+    for inner, outer in contained(Part(heldout), Part(train)):
+        yield Leak(train.identifier(outer), heldout.identifier(inner), "heldout within train")
+    for inner, outer in contained(Part(train), Part(heldout)):
+        yield Leak(train.identifier(inner), heldout.identifier(outer), "train within heldout")
+
+
+def _same_identifiers(train: Store, heldout: Store) -> Iterator[Leak]:
+    """Identifiers that stand in both."""
+    with tempfile.TemporaryDirectory(prefix="plm-leaks-") as folder:
+        names = [Buckets(Path(folder), name, [*KEY, ("index", "<i8")]) for name in ("train", "heldout")]
+        for buckets, store in zip(names, (train, heldout), strict=True):
+            for index, block in Part(store).blocks():
+                keys = digests(name.encode() for name in block.identifiers())
+                buckets.add(by_digest(keys["high"]), {"high": keys["high"], "low": keys["low"], "index": index})
+        for number in range(HASHED):
+            ours, theirs = (buckets.take(number).tolist() for buckets in names)
+            known = {(high, low): index for high, low, index in theirs}
+            for high, low, index in ours:
+                if (high, low) in known:
+                    there = known[high, low]
+                    yield Leak(train.identifier(index), heldout.identifier(there), "same identifier")
+
+
+def window_codes(letters: np.ndarray, size: int) -> np.ndarray:
+    """A number for each window of `size` letters, different for different windows.
+
+    Args:
+        letters: uint8, upper-case ASCII, shape (L,). size: 1 to 12.
+
+    Returns:
+        uint64 of shape (L - size + 1,); empty where the windows are longer than the letters.
+
+    >>> window_codes(np.frombuffer(b"ABAB", np.uint8), 2).tolist()
+    [65, 34, 65]
+    """
+    count = len(letters) - size + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    # Windows of 1, 2, 4, 8 letters by doubling; those that the binary digits of `size` name, end to end.
+    power, width, done = (letters & 31).astype(np.uint64), 1, 0
+    codes = np.zeros(count, np.uint64)
+    while True:
+        if size & width:
+            codes |= power[done : done + count] << np.uint64(LETTER_BITS * done)
+            done += width
+        if 2 * width > size:
+            return codes
+        power = power[:-width] | (power[width:] << np.uint64(LETTER_BITS * width))
+        width *= 2
+
+
+_SEED_FIELDS = np.dtype(
+    [("head", np.uint64), ("tail", np.uint64), ("index", np.int64), ("length", np.int64), ("size", np.int64)]
+)
+
+
+def _seeds(part: Part) -> Iterator[np.ndarray]:
+    """First and last letters of every sequence, up to about `SEEDS` sequences at a time."""
+    gathered: list[np.ndarray] = []
+    count = 0
+    for index, block in part.blocks():
+        rows = np.zeros(len(block), _SEED_FIELDS)
+        rows["index"], rows["length"] = index, block.lengths
+        rows["size"] = np.minimum(block.lengths, SEED)
+        starts = np.cumsum(block.lengths) - block.lengths
+        for size in np.unique(rows["size"]).tolist():
+            codes, chosen = window_codes(block.letters, size), rows["size"] == size
+            rows["head"][chosen] = codes[starts[chosen]]
+            rows["tail"][chosen] = codes[(starts + block.lengths - size)[chosen]]
+        gathered.append(rows)
+        count += len(rows)
+        if count >= SEEDS:
+            yield np.concatenate(gathered)
+            gathered, count = [], 0
+    if gathered:
+        yield np.concatenate(gathered)
+
+
+class _Table:
+    """Seeds of one size, to be looked up.
+
+    Args:
+        seeds: rows of `_SEED_FIELDS`. size: letters of each seed.
+    """
+
+    def __init__(self, seeds: np.ndarray, size: int) -> None:
+        self.size = size
+        self.seeds = seeds[np.argsort(seeds["head"], kind="stable")]
+        self._heads = np.ascontiguousarray(self.seeds["head"])
+        self._filter = np.zeros(1 << FILTER_BITS, bool)
+        self._filter[_slot(self._heads)] = True
+
+    def find(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the codes are heads: positions in `codes`, and the first and last row of seeds with that head."""
+        at = np.flatnonzero(self._filter[_slot(codes)])
+        low = np.searchsorted(self._heads, codes[at], side="left")
+        high = np.searchsorted(self._heads, codes[at], side="right")
+        found = high > low
+        return at[found], low[found], high[found]
+
+
+def _slot(codes: np.ndarray) -> np.ndarray:
+    """A place in the filter: the top bits of the product with the golden ratio (Knuth 1998, 6.4)."""
+    return ((codes * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - FILTER_BITS)).astype(np.int64)
+
+
+def _hits(table: _Table, inner: Store, index: np.ndarray, block: Block) -> Iterator[tuple[int, int]]:
+    """Seeds of the table that belong to a sequence which stands whole within one of the block."""
+    codes = window_codes(block.letters, table.size)
+    ends = np.cumsum(block.lengths)
+    at, low, high = table.find(codes)
+    # Few enough hits at a time that their pairs fit; one hit has no more pairs than there are seeds.
+    slices = np.cumsum(high - low) // PAIRS
+    found: dict[int, int] = {}
+    for number in np.unique(slices).tolist():
+        chosen = slices == number
+        count = (high - low)[chosen]
+        position = np.repeat(at[chosen], count)
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        seeds = table.seeds[np.repeat(low[chosen], count) + within]
+        row = np.searchsorted(ends, position, side="right")
+        fits = position + seeds["length"] <= ends[row]
+        position, seeds, row = position[fits], seeds[fits], row[fits]
+        same = codes[position + seeds["length"] - table.size] == seeds["tail"]
+        for start, seed, target in zip(position[same].tolist(), seeds[same], index[row[same]].tolist(), strict=True):
+            name, length = int(seed["index"]), int(seed["length"])
+            # Up to twice the size, head and tail are everything.
+            if name not in found and (
+                length <= 2 * table.size or np.array_equal(block.letters[start : start + length], inner.letters(name))
+            ):
+                found[name] = target
+    yield from found.items()

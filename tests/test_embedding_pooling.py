@@ -110,6 +110,24 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     assert len(items) == 20 and all(isinstance(item, Refused) and "not finite" in item.reason for item in items)
 
 
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "bf16"])
+def test_a_token_that_is_never_predicted_is_no_reason_to_refuse(storage: str) -> None:
+    """UniRep says -infinity of its padding token."""
+    settings = EmbedSettings((1,), include=("embeddings", "logits"), storage=storage)
+    for item in embedded(settings, runner(tiny_unirep()), records()).values():
+        logits_LV = item.tensors["logits"].float()
+        assert (logits_LV[:, 0] == float("-inf")).all() and logits_LV[:, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(wrong: float) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.masked_head.bias[7] = wrong
+    items = list(embed_records(runner(model), records(), EmbedSettings((2,), include=("logits",))))
+    assert len(items) == 20 and all(isinstance(item, Refused) and "not finite" in item.reason for item in items)
+
+
 def test_cls_needs_a_bos_token_that_has_seen_the_protein() -> None:
     EmbedSettings((2,), "cls").check(tiny_model())
     with pytest.raises(InputError, match="reads left to right"):

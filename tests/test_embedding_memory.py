@@ -14,8 +14,8 @@ FEW, MANY = 50_000, 500_000
 PEAK = 60
 """MiB by which the two peaks may differ: buffers of libraries, and blocks that are filled at other times.
 
-Measured: 30. Results in memory would be 10 times more than the bound: 450,000 more proteins with an id, a header, and 16 numbers in Python
-objects and tensors (about 1.5 kB each) are 650 MiB.
+Measured: 30. Results in memory would be ten times the bound: 450,000 more proteins with an id, a header, and 16 numbers
+in Python objects and tensors (about 1.5 kB each) are 650 MiB.
 """
 
 PROGRAM = """

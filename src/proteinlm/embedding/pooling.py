@@ -118,8 +118,8 @@ def _tensors(answer: Answer, settings: EmbedSettings) -> dict[str, Tensor]:
 def _problem(tensors: dict[str, Tensor], settings: EmbedSettings) -> str | None:
     """Why tensors cannot be stored: not finite, or beyond the range of the storage format. None where they can.
 
-    Contacts are left out: they lie in 0..1, and are NaN where no window held both residues. In logits, -infinity is what
-    a model says of a token that it never predicts (UniRep's padding), and every storage format holds it.
+    Contacts are left out: they lie in 0..1, and are NaN where no window held both residues. In logits, -infinity is
+    what a model says of a token that it never predicts (UniRep's padding), and every storage format holds it.
     """
     limit = torch.finfo(settings.dtype).max
     for name, tensor in tensors.items():

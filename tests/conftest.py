@@ -1,10 +1,17 @@
-"""What several test modules need."""
+"""What several test modules need.
 
-from collections.abc import Iterator
+The models here are too small to share between threads, and threads that wait for each other starve on a busy machine:
+every test, and every process that a test starts, computes on one thread.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 def shared_data(*parts: str) -> Path:
@@ -16,12 +23,3 @@ def shared_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"public data {'/'.join(parts)} is not beside the repository (../shared/data)")
     return path
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The products here are too small to share, and threads that wait for each other starve on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -17,8 +17,6 @@ from proteinlm.models.unirep import PRESETS, UniRep, UniRepConfig, time_major
 from proteinlm.sequences.alphabet import UNIREP
 from proteinlm.sequences.batch import PackedBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def all_layers(model: UniRep) -> Want:
     return Want(layers=tuple(range(1, model.num_layers + 1)), logits=True)

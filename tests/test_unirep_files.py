@@ -27,8 +27,6 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import Want
 from proteinlm.models.unirep import UniRep, UniRepConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Layout = tuple[Callable[[UniRep, Path], None], Callable[[Path], UniRep]]
 NPZ: Layout = (write_unirep_npz, read_unirep_npz)
 FOLDER: Layout = (write_unirep_npy_folder, read_unirep_npy_folder)

@@ -6,6 +6,8 @@ The reference runs each protein alone through the model, in fp32, without blocks
 import hashlib
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,17 @@ def reference(model: ProteinModel, residues: str, layer: int) -> torch.Tensor:
     batch = PackedBatch.pack([model.alphabet.encode(residues)], prefix=1, suffix=1)
     with torch.inference_mode():
         return model.eval()(batch, Want(layers=(layer,))).hidden[layer]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def digests(folder: Path) -> dict[str, str]:

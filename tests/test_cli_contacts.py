@@ -13,8 +13,6 @@ from proteinlm import checkpoints
 from proteinlm.models.base import Want
 from proteinlm.sequences.batch import PackedBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROTEINS = [*made_up(4), ("a/b: c", "MKTAYIAK"), ("long", "MKTV" * 12)]
 
 

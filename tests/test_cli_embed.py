@@ -29,8 +29,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MIXED = ">good one\nMKTAYIAK\n>bad\nMKT7YI\n>none here\n\n>good\nmkt-ay*\n>stop\nMK*T\n>last\nACDEFGHIKL\n"
 
 

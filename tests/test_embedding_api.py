@@ -6,15 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedding_tools import ALONE_TOLERANCE, LONGEST, WIDTH, a_job, made_up, reference, run, save_model, tiny_model
+from embedding_tools import (
+    ALONE_TOLERANCE,
+    LONGEST,
+    WIDTH,
+    a_job,
+    made_up,
+    reference,
+    run,
+    save_model,
+    threads,
+    tiny_model,
+)
 from embedding_tools import write_fasta as write
 
 import proteinlm
 from proteinlm import InputError, read_embeddings
 from proteinlm.api import Embedded, LanguageModel
 from proteinlm.embedding.plan import BLOCK_RECORDS
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROTEINS = [(header.split()[0], residues) for header, residues in made_up(30)]
 
@@ -122,12 +131,12 @@ def test_a_bad_sequence_is_named_when_its_turn_comes(model: LanguageModel, tmp_p
 
 
 def test_the_caller_keeps_its_random_numbers_and_threads(tmp_path: Path) -> None:
-    torch.set_num_threads(2)
     state = torch.random.get_rng_state()
     model = proteinlm.load(save_model(tmp_path), device="cpu")
     state_after_saving = torch.random.get_rng_state()
-    assert len(list(model.embed(PROTEINS * 40))) == 1200
-    assert torch.get_num_threads() == 2
+    with threads(2):
+        assert len(list(model.embed(PROTEINS * 40))) == 1200
+        assert torch.get_num_threads() == 2
     assert torch.equal(torch.random.get_rng_state(), state_after_saving) and torch.equal(state, state_after_saving)
 
 

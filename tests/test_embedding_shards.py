@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from embedding_tools import a_job, digests, made_up, plm, run, save_model, write_fasta
+from embedding_tools import a_job, digests, made_up, plm, run, save_model, threads, write_fasta
 from forked import plm_in_a_process, wait_until
 
 from proteinlm import read_embeddings
@@ -19,8 +18,6 @@ from proteinlm.embedding.progress import Progress, Silent
 from proteinlm.embedding.run import EmbedJob, ShardSummary, embed_file
 from proteinlm.embedding.workers import Team, embed_with_team
 from proteinlm.errors import InputError
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROTEINS = [*made_up(16), ("bad", "MK7"), ("long", "MKTV" * 15), ("twice", "MKT"), ("twice", "MVL")]
 OUTPUTS = [
@@ -262,8 +259,8 @@ def test_teams_that_cannot_be(job: EmbedJob) -> None:
 def test_threads_change_the_last_bits_at_most(job: EmbedJob) -> None:
     """Why the bytes are promised for equal numbers of threads."""
     run(job)
-    torch.set_num_threads(2)
-    run(beside(job, "two"))
+    with threads(2):
+        run(beside(job, "two"))
     ours, theirs = (list(read_embeddings(job.out.parent.with_name(name) / "out.h5")) for name in ("shards", "two"))
     assert len(ours) == len(theirs) == 19
     for (name, vector), (other, array) in zip(ours, theirs, strict=True):

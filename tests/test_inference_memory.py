@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedding_tools import ALONE_TOLERANCE, LONGEST, made_up, plm, save_model, tiny_model, write_fasta
+from embedding_tools import ALONE_TOLERANCE, LONGEST, made_up, plm, save_model, threads, tiny_model, write_fasta
 
 from proteinlm import read_embeddings
 from proteinlm.inference import Answer, Failure, Query, Runner, RunOptions, forward_all
 from proteinlm.models.base import Output, Want
 from proteinlm.sequences.batch import PackedBatch
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROTEINS = [residues for _, residues in made_up(40)]
 QUERIES = [Query(row, residues) for row, residues in enumerate(PROTEINS)]
@@ -61,14 +59,14 @@ def answers(runner: Runner) -> dict[int, Answer | Failure]:
 
 
 @pytest.mark.parametrize("name", ERRORS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batches_are_halved_and_nothing_is_dropped(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_are_halved_and_nothing_is_dropped(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = answers(a_runner())
     small = Small(room=60, error=ERRORS[name])
     small.install(monkeypatch)
     runner = a_runner()
-    found = answers(runner)
+    with threads(count):
+        found = answers(runner)
     refused = [tokens for tokens in small.tokens if tokens > 60]
     assert runner.halvings == len(refused) >= 3 and max(refused) > 200
     assert sum(tokens for tokens in small.tokens if tokens <= 60) == sum(len(residues) + 2 for residues in PROTEINS)

@@ -16,10 +16,8 @@ from proteinlm.models.base import Want
 from proteinlm.models.esm import Esm2, Esm2Config
 from proteinlm.sequences.batch import PackedBatch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WANT = Want(layers=(0, 2), logits=True, contacts=True)
-LENGTHS = [LONGEST - 1, LONGEST, LONGEST + 1, 70, 71, 100, 129, 180]
+LENGTHS = [LONGEST - 1, LONGEST, LONGEST + 1, 70, 71, 100, 129]
 
 
 def protein(length: int, seed: int = 0) -> str:
@@ -100,7 +98,7 @@ def test_windows_equal_a_naive_loop_over_them() -> None:
             torch.testing.assert_close(ours[name], tensor, equal_nan=True, **ALONE_TOLERANCE)
         assert answer.windows == len(starts_of(len(residues))) and answer.cropped == 0
         several += answer.windows > 2
-    assert several == 4
+    assert several == 3
 
 
 @pytest.mark.parametrize("length", range(1, 400, 7))

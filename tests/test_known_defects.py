@@ -56,8 +56,6 @@ from proteinlm.embedding.settings import EmbedSettings
 from proteinlm.inference import Runner
 from proteinlm.models.esm import Esm2
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TESTS = Path(__file__).parent
 
 
@@ -107,7 +105,8 @@ def test_esm_extract_broke_on_headers_that_are_paths(tmp_path: Path) -> None:
 def test_fair_esm_273_other_batch_other_numbers() -> None:
     """Alone, with all others, in another order, in batches of another size."""
     proteins = made_up(20)
-    alone = [embedded(EmbedSettings((2,)), runner(), [record])[record.index] for record in records(proteins)]
+    model = runner()
+    alone = [embedded(EmbedSettings((2,)), model, [record])[record.index] for record in records(proteins)]
     orders = [records(proteins), records(proteins)[5:12], records(proteins)[12:] + records(proteins)[:12]]
     compared = 0
     for given in orders:

@@ -102,6 +102,19 @@ def split(store: Path, out: Path, fraction: float, seed: int, shard_residues: in
 
 
 @corpus.command()
+@click.argument("store", metavar="STORE", type=A_PATH)
+@click.argument("heldout", type=A_PATH)
+@OUTPUT
+@SHARD
+def exclude(store: Path, heldout: Path, out: Path, shard_residues: int) -> None:
+    """Leave out of a store whatever would give away a sequence of a held-out store: what `plm corpus leaks` finds."""
+    from proteinlm.corpora.split import exclude as exclude_store
+
+    manifest = exclude_store(store, heldout, out, shard_residues)
+    click.echo(f"{out}: {manifest.sequences:,} of {manifest.records:,} sequences; {manifest.left_out:,} left out")
+
+
+@corpus.command()
 @click.argument("train", type=A_PATH)
 @click.argument("heldout", type=A_PATH)
 @click.pass_context

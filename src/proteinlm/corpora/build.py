@@ -14,6 +14,7 @@ import numpy as np
 
 from proteinlm.corpora.clusters import HeaderClusters, TableClusters, TableFacts
 from proteinlm.corpora.columns import (
+    BLOCK_RESIDUES,
     SHARD_RESIDUES,
     Block,
     HashedFile,
@@ -23,7 +24,7 @@ from proteinlm.corpora.columns import (
 )
 from proteinlm.corpora.copying import copy_kept, refusal
 from proteinlm.corpora.duplicates import Duplicates
-from proteinlm.corpora.grouping import with_clusters, without_copies, write_clusters
+from proteinlm.corpora.grouping import no_clusters, with_clusters, without_copies, write_clusters
 from proteinlm.corpora.manifest import Manifest
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import Alphabet
@@ -35,9 +36,6 @@ LETTERS = Alphabet(name="residue letters", tokens=tuple("ABCDEFGHIJKLMNOPQRSTUVW
 
 HEADER = "header"
 """In place of a cluster table: the clusters stand in the headers."""
-
-BLOCK_RESIDUES = 1 << 22
-"""Residues gathered before they are written."""
 
 Clusters = HeaderClusters | TableClusters
 
@@ -177,8 +175,7 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
     assigned = intake.clusters.find() if intake.clusters is not None else None
     fates, assigned = without_copies(work, intake.writer.rows, intake.duplicates.find(), assigned)
     if assigned is None:
-        members, starts = HashedFile(folder / "members.bin"), HashedFile(folder / "cluster_starts.bin")
-        files, clusters, without = {file.name: file.close() for file in (members, starts)}, 0, 0
+        files, clusters, without = no_clusters(folder), 0, 0
     else:
         fates, grouped = with_clusters(fates, assigned)
         if not fates.kept:
@@ -189,7 +186,7 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
             raise InputError(f"none of {fates.total} records has a cluster in {where!r}; {remedy}")
         files, clusters, without = write_clusters(folder, work, fates.kept, grouped)
     writer = Writer(folder, intake.options.shard_residues)
-    files.update(copy_kept(work / "raw", fates, writer, intake.refused))
+    files.update(copy_kept(work / "raw", fates, writer, intake.refused, work / "raw"))
     table = intake.clusters.facts if isinstance(intake.clusters, TableClusters) else TableFacts(None, 0, 0)
     manifest = writer.manifest(summary)
     assert manifest.records == summary.refused + intake.too_short + intake.too_long + fates.total, "a record is lost"

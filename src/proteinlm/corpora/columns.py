@@ -27,7 +27,8 @@ SHARD_RESIDUES = 1 << 30
 """Residues in one file of letters, at most (one sequence that is longer gets a file of its own)."""
 
 BLOCK_ROWS = 1 << 15
-"""Sequences in a block that is read back: 10 MB of letters where proteins have 330 residues."""
+BLOCK_RESIDUES = 1 << 22
+"""Sequences and residues in a block that is read back, at most (one sequence that is longer is a block)."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,11 @@ class Writer:
         self._shard = HashedFile(self.folder / f"letters-{number:05d}.bin")
 
 
-def read_blocks(folder: Path, rows: int = BLOCK_ROWS) -> Iterator[Block]:
+def read_blocks(folder: Path) -> Iterator[Block]:
     """The columns in `folder`, block by block, from front to back.
 
     Args:
         folder: where a `Writer` wrote and was closed.
-        rows: sequences in a block; the last one may have fewer.
     """
     letters = _Chain(sorted(folder.glob("letters-*.bin")))
     with (
@@ -192,12 +192,23 @@ def read_blocks(folder: Path, rows: int = BLOCK_ROWS) -> Iterator[Block]:
         (folder / "name_starts.bin").open("rb") as starts_file,
     ):
         start = np.fromfile(starts_file, POSITION, 1)
-        while len(lengths := np.fromfile(lengths_file, POSITION, rows)):
-            starts = np.concatenate([start, np.fromfile(starts_file, POSITION, rows)])
-            start = starts[-1:]
-            name_lengths = np.diff(starts)
-            names = np.fromfile(names_file, np.uint8, int(name_lengths.sum()))
-            yield Block(letters.read(int(lengths.sum())), lengths, names, name_lengths)
+        while len(all_lengths := np.fromfile(lengths_file, POSITION, BLOCK_ROWS)):
+            for lengths in _pieces(all_lengths):
+                starts = np.concatenate([start, np.fromfile(starts_file, POSITION, len(lengths))])
+                start = starts[-1:]
+                name_lengths = np.diff(starts)
+                names = np.fromfile(names_file, np.uint8, int(name_lengths.sum()))
+                yield Block(letters.read(int(lengths.sum())), lengths, names, name_lengths)
+
+
+def _pieces(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Lengths cut into pieces of at most `BLOCK_RESIDUES` residues, and at least one sequence."""
+    ends = np.cumsum(lengths)
+    done = row = 0
+    while row < len(ends):
+        after = max(row + 1, int(np.searchsorted(ends, done + BLOCK_RESIDUES, side="right")))
+        yield lengths[row:after]
+        done, row = int(ends[after - 1]), after
 
 
 class _Chain:

@@ -23,18 +23,21 @@ def refusal(identifier: str, reason: str) -> bytes:
     return f"{identifier}\t{one_line}\n".encode("utf-8", "backslashreplace")
 
 
-def copy_kept(source: Path, fates: Fates, writer: Writer, refused: HashedFile) -> dict[str, dict[str, Any]]:
+def copy_kept(
+    source: Path, fates: Fates, writer: Writer, refused: HashedFile, partners: Path
+) -> dict[str, dict[str, Any]]:
     """Copy what is kept, list what is not, and close the files.
 
     Args:
         source: a folder with columns. fates: of its rows.
         writer: takes the rows that are kept. refused: takes a line for each that is lost.
+        partners: the folder with the columns to which the partners in `fates` belong.
 
     Returns:
         Entries of the two lists for the manifest.
     """
     merged = HashedFile(writer.folder / "merged.tsv")
-    names = NameReader(source)
+    names = NameReader(partners)
     with (
         (fates.folder / "fates.bin").open("rb") as fate_file,
         (fates.folder / "partners.bin").open("rb") as partner_file,
@@ -46,13 +49,15 @@ def copy_kept(source: Path, fates: Fates, writer: Writer, refused: HashedFile) -
             if not len(lost):
                 continue
             identifiers = block.identifiers()
-            partners = iter(np.fromfile(partner_file, POSITION, int((fate[lost] != UNCLUSTERED).sum())).tolist())
+            others = iter(np.fromfile(partner_file, POSITION, int((fate[lost] != UNCLUSTERED).sum())).tolist())
             for row in lost.tolist():
                 name = identifiers[row]
                 if fate[row] == MERGED:
-                    merged.write(f"{name}\t{names[next(partners)]}\n".encode())
+                    merged.write(f"{name}\t{names[next(others)]}\n".encode())
                 elif fate[row] == CONTAINED:
-                    refused.write(refusal(name, f"it is part of {names[next(partners)]}, on the other side"))
+                    refused.write(
+                        refusal(name, f"it would leak {names[next(others)]}: same name, or one is part of the other")
+                    )
                 else:
                     refused.write(refusal(name, "it has no cluster: not in the table or header"))
     names.close()

@@ -26,8 +26,8 @@ from proteinlm.corpora.columns import HashedFile
 from proteinlm.corpora.store import POSITION
 
 KEPT, MERGED, UNCLUSTERED, CONTAINED, ELSEWHERE = range(5)
-"""What becomes of a position: kept; a copy of another; without a cluster; part of a sequence on the other side of a
-split; itself on the other side."""
+"""What becomes of a position: kept; a copy of another; without a cluster; left out because it would leak; on the
+other side of a split."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Fates:
 
     Attributes:
         folder: holds `fates.bin` (uint8, one of `KEPT` ... each) and `partners.bin` (int64, for each merged or
-            contained position in order the position of the sequence that it is equal to, or part of).
+            contained position in order the position of the sequence that it is equal to, or that it would leak).
         total, merged, unclustered, contained, elsewhere: positions.
         merged_across: kept ones whose copies were in other clusters too.
     """
@@ -127,6 +127,11 @@ def _one_cluster_each(rows: np.ndarray) -> tuple[np.ndarray, int]:
     rows["representative"] = False
     rows["representative"][leads] = True
     return rows[starts], across
+
+
+def no_clusters(folder: Path) -> dict[str, dict[str, Any]]:
+    """The two files of a store without clusters, empty; entries for the manifest."""
+    return {name: HashedFile(folder / name).close() for name in ("members.bin", "cluster_starts.bin")}
 
 
 def write_clusters(

@@ -31,8 +31,6 @@ PAIRS = 1 << 20
 FILTER_BITS = 24
 """The filter in front of the search is a table of 2^24 bits' worth of bytes."""
 
-BLOCK_ROWS = 1 << 13
-
 
 @dataclass(frozen=True)
 class Part:
@@ -50,7 +48,7 @@ class Part:
         """The sequences with their numbers, from front to back."""
         first = 0
         sides = self.sides.open("rb") if self.sides is not None else None
-        for block in read_blocks(self.store.path, BLOCK_ROWS):
+        for block in read_blocks(self.store.path):
             index = np.arange(first, first + len(block))
             first += len(block)
             if sides is not None:
@@ -62,20 +60,22 @@ class Part:
             sides.close()
 
 
-def contained(inner: Part, outer: Part) -> Iterator[tuple[int, int]]:
+def contained(inner: Part, outer: Part, every: bool = False) -> Iterator[tuple[int, int]]:
     """Sequences of `inner` that stand whole within one of `outer`.
 
     Args:
-        inner, outer: without common sequences.
+        inner, outer: of different stores, or without common sequences.
+        every: all pairs are wanted; else one for each inner sequence and block of outer ones is enough.
 
     Returns:
-        Pairs of numbers, an inner and an outer sequence; an inner one appears at least once if it is contained, and not
-        more than once for each block of outer sequences.
+        Pairs of numbers, an inner and an outer sequence.
     """
     for seeds in _seeds(inner):
         for index, block in outer.blocks():
             for size in np.unique(seeds["size"]).tolist():
-                yield from _hits(_Table(seeds[seeds["size"] == size], size), inner.store, index, block)
+                found = _hits(_Table(seeds[seeds["size"] == size], size), inner.store, index, block)
+                pairs = sorted(set(found))
+                yield from pairs if every else {pair[0]: pair for pair in pairs}.values()
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,22 @@ def leaks_between(train: Store, heldout: Store) -> Iterator[Leak]:
     a a same identifier
     a b heldout within train
     """
-    yield from _same_identifiers(train, heldout)
-    for inner, outer in contained(Part(heldout), Part(train)):
-        yield Leak(train.identifier(outer), heldout.identifier(inner), "heldout within train")
-    for inner, outer in contained(Part(train), Part(heldout)):
-        yield Leak(train.identifier(inner), heldout.identifier(outer), "train within heldout")
+    for ours, theirs, how in leaking(train, heldout):
+        yield Leak(train.identifier(ours), heldout.identifier(theirs), how)
 
 
-def _same_identifiers(train: Store, heldout: Store) -> Iterator[Leak]:
-    """Identifiers that stand in both."""
+def leaking(train: Store, heldout: Store) -> Iterator[tuple[int, int, str]]:
+    """As `leaks_between`, by the numbers of the sequences."""
+    for ours, theirs in _same_identifiers(train, heldout):
+        yield ours, theirs, "same identifier"
+    for theirs, ours in contained(Part(heldout), Part(train), every=True):
+        yield ours, theirs, "heldout within train"
+    for ours, theirs in contained(Part(train), Part(heldout)):
+        yield ours, theirs, "train within heldout"
+
+
+def _same_identifiers(train: Store, heldout: Store) -> Iterator[tuple[int, int]]:
+    """Sequences with an identifier that stands in both."""
     with tempfile.TemporaryDirectory(prefix="plm-leaks-") as folder:
         names = [Buckets(Path(folder), name, [*KEY, ("index", "<i8")]) for name in ("train", "heldout")]
         for buckets, store in zip(names, (train, heldout), strict=True):
@@ -125,8 +132,7 @@ def _same_identifiers(train: Store, heldout: Store) -> Iterator[Leak]:
             known = {(high, low): index for high, low, index in theirs}
             for high, low, index in ours:
                 if (high, low) in known:
-                    there = known[high, low]
-                    yield Leak(train.identifier(index), heldout.identifier(there), "same identifier")
+                    yield index, known[high, low]
 
 
 def window_codes(letters: np.ndarray, size: int) -> np.ndarray:
@@ -219,7 +225,6 @@ def _hits(table: _Table, inner: Store, index: np.ndarray, block: Block) -> Itera
     at, low, high = table.find(codes)
     # Few enough hits at a time that their pairs fit; one hit has no more pairs than there are seeds.
     slices = np.cumsum(high - low) // PAIRS
-    found: dict[int, int] = {}
     for number in np.unique(slices).tolist():
         chosen = slices == number
         count = (high - low)[chosen]
@@ -230,11 +235,12 @@ def _hits(table: _Table, inner: Store, index: np.ndarray, block: Block) -> Itera
         fits = position + seeds["length"] <= ends[row]
         position, seeds, row = position[fits], seeds[fits], row[fits]
         same = codes[position + seeds["length"] - table.size] == seeds["tail"]
-        for start, seed, target in zip(position[same].tolist(), seeds[same], index[row[same]].tolist(), strict=True):
+        position, seeds, targets = position[same], seeds[same], index[row[same]]
+        # Up to twice the size, head and tail are everything.
+        short = seeds["length"] <= 2 * table.size
+        pairs = np.unique(np.stack([seeds["index"][short], targets[short]]), axis=1)
+        yield from zip(*pairs.tolist(), strict=True)
+        for start, seed, target in zip(position[~short].tolist(), seeds[~short], targets[~short].tolist(), strict=True):
             name, length = int(seed["index"]), int(seed["length"])
-            # Up to twice the size, head and tail are everything.
-            if name not in found and (
-                length <= 2 * table.size or np.array_equal(block.letters[start : start + length], inner.letters(name))
-            ):
-                found[name] = target
-    yield from found.items()
+            if np.array_equal(block.letters[start : start + length], inner.letters(name)):
+                yield name, target

@@ -103,7 +103,7 @@ class Manifest:
         path = folder / MANIFEST
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             remedy = "make one with `plm corpus build`"
             raise InputError(f"{str(folder)!r} is not a corpus store: no {MANIFEST}; {remedy}") from error
         except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ corpus grows. A sequence that is, letter by letter, part of one on the other sid
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from proteinlm.corpora.buckets import RANGE_ROWS, Buckets, by_range, ranges
 from proteinlm.corpora.clusters import ASSIGNED
 from proteinlm.corpora.columns import SHARD_RESIDUES, HashedFile, Writer, seal, whole_folder
 from proteinlm.corpora.copying import copy_kept
-from proteinlm.corpora.grouping import CONTAINED, ELSEWHERE, KEPT, Fates, with_clusters, write_clusters
-from proteinlm.corpora.leaks import Part, contained
+from proteinlm.corpora.grouping import CONTAINED, ELSEWHERE, KEPT, Fates, no_clusters, with_clusters, write_clusters
+from proteinlm.corpora.leaks import Part, contained, leaking
 from proteinlm.corpora.manifest import Manifest
 from proteinlm.corpora.store import POSITION, Store
 from proteinlm.errors import InputError
@@ -117,20 +118,64 @@ def _draw_sides(store: Store, work: Path, options: SplitOptions) -> Path:
     return sides
 
 
+def exclude(path: str | Path, heldout: str | Path, out: str | Path, shard_residues: int = SHARD_RESIDUES) -> Manifest:
+    """Leave out of a store whatever would give away a sequence of another one.
+
+    Args:
+        path: a store to train on. heldout: a store to evaluate on.
+        out: a new folder: the store without sequences that have an identifier of `heldout`, that are part of one of its
+            sequences, or that one of its sequences is part of. shard_residues: most residues in one file of letters.
+
+    Returns:
+        The manifest; `left_out` counts, `refused.tsv` lists.
+
+    Raises:
+        InputError: nothing would be left, or `out` exists or cannot be written.
+    """
+    store, other = Store.open(path), Store.open(heldout)
+    with whole_folder(Path(out)) as folder:
+        work = folder / "work"
+        work.mkdir()
+        sides = work / "sides.bin"
+        with sides.open("wb") as file:
+            for number in range(ranges(len(store))):
+                np.full(min(RANGE_ROWS, len(store) - number * RANGE_ROWS), TRAIN, np.uint8).tofile(file)
+        pairs = ((ours, theirs) for ours, theirs, _ in leaking(store, other))
+        fates = _fates(store, work, sides, TRAIN, pairs)
+        facts: dict[str, Any] = {"side": SIDES[TRAIN], "excluded": other.manifest.content_sha256}
+        manifest = _write_store(store, folder, fates, other.path, facts, shard_residues)
+        shutil.rmtree(work)
+    return manifest
+
+
 def _write_side(store: Store, folder: Path, sides: Path, side: int, options: SplitOptions) -> Manifest:
     """Write the store of one side."""
     work, target = folder / "work" / SIDES[side], folder / SIDES[side]
     work.mkdir()
     target.mkdir()
-    fates = _fates(store, work, sides, side)
-    fates, grouped = with_clusters(fates, _assigned(store, work))
-    if not fates.kept:
-        raise InputError(f"nothing is left for {SIDES[side]}: all of it is part of the other side; split otherwise")
-    files, clusters, without = write_clusters(target, work, fates.kept, grouped)
-    writer = Writer(target, options.shard_residues)
-    files.update(copy_kept(store.path, fates, writer, HashedFile(target / "refused.tsv")))
-    manifest = writer.manifest(FastaSummary(store.manifest.content_sha256, fates.total - fates.elsewhere, 0, 0, 0, {}))
+    pairs = contained(Part(store, sides, side), Part(store, sides, 1 - side))
+    fates = _fates(store, work, sides, side, pairs)
     facts: dict[str, Any] = {"side": SIDES[side], "fraction": options.fraction, "seed": options.seed}
+    return _write_store(store, target, fates, store.path, facts, options.shard_residues)
+
+
+def _write_store(
+    store: Store, target: Path, fates: Fates, partners: Path, facts: dict[str, Any], shard_residues: int
+) -> Manifest:
+    """Write what is kept of a store as a store, clusters included; `partners` are the columns of what leaks."""
+    files: dict[str, dict[str, Any]] = {}
+    clusters = without = 0
+    if store.num_clusters:
+        fates, grouped = with_clusters(fates, _assigned(store, fates.folder))
+        if fates.kept:
+            files, clusters, without = write_clusters(target, fates.folder, fates.kept, grouped)
+    else:
+        files = no_clusters(target)
+    if not fates.kept:
+        raise InputError(f"nothing is left for {facts['side']}: all of it is part of the other side")
+    writer = Writer(target, shard_residues)
+    files.update(copy_kept(store.path, fates, writer, HashedFile(target / "refused.tsv"), partners))
+    manifest = writer.manifest(FastaSummary(store.manifest.content_sha256, fates.total - fates.elsewhere, 0, 0, 0, {}))
     return seal(
         target,
         replace(
@@ -147,10 +192,9 @@ def _write_side(store: Store, folder: Path, sides: Path, side: int, options: Spl
     )
 
 
-def _fates(store: Store, work: Path, sides: Path, side: int) -> Fates:
-    """Keep what is on this side and not part of a sequence on the other."""
+def _fates(store: Store, work: Path, sides: Path, side: int, pairs: Iterable[tuple[int, int]]) -> Fates:
+    """Keep what is on this side and not the first of one of the pairs, (sequence, what it leaks)."""
     leaking = Buckets(work, "leaking", [("index", "<i8"), ("outer", "<i8")])
-    pairs = contained(Part(store, sides, side), Part(store, sides, 1 - side))
     for inner, outer in pairs:
         index = np.array([inner])
         leaking.add(by_range(index), {"index": index, "outer": np.array([outer])})

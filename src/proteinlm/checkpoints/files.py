@@ -158,9 +158,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _to_disk(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {_first_line(error)}") from error
     finally:
@@ -184,16 +184,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         for file in temporary.iterdir():
-            _to_disk(file)
+            to_disk(file)
         os.replace(temporary, path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Make sure that what was written, or the name of it, survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:

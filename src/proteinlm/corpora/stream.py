@@ -81,6 +81,19 @@ class Stream:
     def _ends(self) -> int:
         return len(self.alphabet.prefix) + len(self.alphabet.suffix)
 
+    def check_world(self, world: int) -> None:
+        """Make sure that every batch has a stretch for each of `world` processes, so that none is left without work.
+
+        Raises:
+            InputError: a batch of the longest stretches has fewer.
+        """
+        longest = self.crop + self._ends
+        if self.tokens // longest < world:
+            raise InputError(
+                f"a batch of {self.tokens} tokens may hold only {self.tokens // longest} stretches of {longest}, and "
+                f"there are {world} processes; raise batch.tokens to {world * longest}, lower data.crop, or start fewer"
+            )
+
     def draw(self, position: int) -> tuple[list[Crop], int]:
         """The stretches of the batch that starts at `position`, and where the next batch starts."""
         crops: list[Crop] = []
@@ -109,19 +122,20 @@ class Stream:
 
         Stretches are dealt out from the longest on, each to the part with the fewest tokens so far: parts are of
         nearly equal size, every process has equally many, and no stretch is in two.
+        There are never more parts than stretches, so that none is empty; `check_world` says whether that can be.
 
         Args:
             crops: a batch, from `draw`. rank, world: which process of how many. most_tokens: room of a process.
         """
         total = sum(crop.tokens for crop in crops)
-        each = max(1, -(-total // (world * most_tokens)))
+        each = min(-(-total // (world * most_tokens)), len(crops) // world)
         bins: list[list[Crop]] = [[] for _ in range(world * each)]
         loads = [(0, number) for number in range(len(bins))]
         for crop in sorted(crops, key=lambda crop: (-crop.tokens, crop.position)):
             load, number = heapq.heappop(loads)
             bins[number].append(crop)
             heapq.heappush(loads, (load + crop.tokens, number))
-        return [self._pack(chosen) for chosen in bins[rank::world] if chosen]
+        return [self._pack(chosen) for chosen in bins[rank::world]]
 
     def _pack(self, crops: list[Crop]) -> Part:
         store, alphabet = self.order.store, self.alphabet

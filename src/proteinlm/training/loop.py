@@ -5,17 +5,17 @@ happened, and at the end `model.safetensors`. A step is a function of recipe, co
 run that was stopped anywhere and taken up again ends with the same weights.
 """
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from filelock import FileLock, Timeout
 
 from proteinlm import checkpoints
 from proteinlm.corpora.sampling import Order
@@ -23,12 +23,14 @@ from proteinlm.corpora.store import Store
 from proteinlm.corpora.stream import Stream
 from proteinlm.errors import InputError
 from proteinlm.metrics import Bootstrap, Interval, bootstrap_interval
-from proteinlm.models import ARCHITECTURES
+from proteinlm.models import ARCHITECTURES, on_meta
 from proteinlm.models.base import ProteinModel
+from proteinlm.models.contacts import ContactHead
 from proteinlm.objectives.masked import MaskedLanguageModel
 from proteinlm.objectives.perplexity import protein_losses
 from proteinlm.sequences.fasta import Refused, read_fasta
-from proteinlm.training.engine import Engine, SingleEngine
+from proteinlm.training.averaging import Average
+from proteinlm.training.engine import Engine, State, engine_of
 from proteinlm.training.optimisers import build_optimisers, rate_factor
 from proteinlm.training.recipe import Recipe, recipe_of, sampling_of
 from proteinlm.training.records import TRAINING, VALIDATION, Table
@@ -58,38 +60,46 @@ class Trainer:
         say: takes lines for the user.
 
     Raises:
-        InputError: the recipe does not fit the corpus, or the folder holds another run.
+        InputError: the recipe does not fit the corpus or the number of processes, or the folder holds another run.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, engine: Engine, say: Callable[[str], None]) -> None:
-        self.recipe, self.folder, self.engine, self.say = recipe, folder, engine, say
+        self.recipe, self.folder, self.engine = recipe, folder, engine
+        self.say = _say_nothing if engine.rank else say
         self.store = Store.open(recipe.data.store)
         architecture, config = recipe.architecture()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(recipe.run.seed)
             self.model: ProteinModel = ARCHITECTURES[architecture].model(config)
+        for module in self.model.modules():
+            if isinstance(module, ContactHead):
+                # It is fitted to a trained model (papers.md 2.5), and nothing here would give it a gradient.
+                module.requires_grad_(False)
         self.objective = MaskedLanguageModel(self.model.alphabet, recipe.masking)
         order = Order(self.store, sampling_of(recipe), recipe.data.fraction, recipe.run.seed)
         self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)
-        self.held_out = _read_proteins(recipe.data.validation, self.model)
+        self.stream.check_world(engine.world)
+        self.held_out = read_proteins(recipe.data.validation, self.model)
         self.wrapped = engine.wrap(self.model.train())
-        self.optimisers = build_optimisers(self.wrapped, recipe.optimiser)
-        self.average: AveragedModel | None = None
-        if recipe.optimiser.averaging:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimiser.averaging))
-        self.progress = Progress()
+        self.optimisers = build_optimisers(self.model, recipe.optimiser)
+        decay = recipe.optimiser.averaging
+        self.average = Average(self.model, decay) if decay else None
+        self.progress, self._stop = Progress(), _StopOnSignal()
         folder.mkdir(parents=True, exist_ok=True)
         if engine.saved(folder / CHECKPOINT):
             self._resume()
-        self.training = Table(folder / "training.csv", TRAINING, self.progress.step)
-        self.validation = Table(folder / "validation.csv", VALIDATION, self.progress.step)
+        self.tables: tuple[Table, Table] | None = None
+        if not engine.rank:
+            self.tables = (
+                Table(folder / "training.csv", TRAINING, self.progress.step),
+                Table(folder / "validation.csv", VALIDATION, self.progress.step),
+            )
 
     def run(self) -> None:
         """Train to the last step, or until SIGINT or SIGTERM, which end the run after the step at hand."""
-        stop = _StopOnSignal()
         since, tokens = time.monotonic(), self.progress.tokens
-        with stop:
-            while self.progress.step < self.recipe.run.steps and not stop.asked:
+        with self._stop:
+            while self.progress.step < self.recipe.run.steps and not self._stop.agreed:
                 loss, norm = self.step()
                 done, run = self.progress.step, self.recipe.run
                 if done % run.log_every == 0:
@@ -100,7 +110,7 @@ class Trainer:
                 last = done == run.steps
                 if done % run.validate_every == 0 or last:
                     self.validate()
-                if done % run.checkpoint_every == 0 or last or stop.asked:
+                if done % run.checkpoint_every == 0 or last or self._stop.agreed:
                     self.save()
         if self.progress.step == self.recipe.run.steps:
             self.finish()
@@ -116,19 +126,21 @@ class Trainer:
         parts = self.stream.parts(crops, engine.rank, engine.world, recipe.batch.tokens_per_part)
         # A constant of the right size keeps gradients near one; the exact count comes after all of them are in.
         expected = recipe.masking.chosen * recipe.batch.tokens
-        loss_sum = count = 0.0
+        loss_sum, count = torch.zeros((), dtype=torch.float64, device=engine.device), 0
         for number, part in enumerate(parts):
             example = self.objective.prepare(part.batch, part.keys_B).to(engine.device)
             with engine.accumulating(self.wrapped, last=number == len(parts) - 1):
                 with self._autocast():
                     loss = self.objective.loss(self.wrapped, example)
-                (loss.sum / expected).backward()
-            loss_sum, count = loss_sum + loss.sum.item(), count + loss.count
-        loss_sum, count = engine.total((loss_sum, count))
-        norm = self._update(expected / count)
+                (loss.sum * (engine.gradient_scale / expected)).backward()
+            loss_sum, count = loss_sum + loss.sum.detach(), count + loss.count
+        # Processes hear of a signal at different moments; all stop after the step in which one of them did.
+        total, targets, asked = engine.total((loss_sum.item(), count, self._stop.asked))
+        self._stop.agreed = asked > 0
+        norm = self._update(expected / max(targets, 1))
         progress.step, progress.position = progress.step + 1, position
         progress.tokens += sum(crop.tokens for crop in crops)
-        return loss_sum / count, norm
+        return total / max(targets, 1), norm
 
     def _autocast(self) -> torch.autocast:
         bf16 = self.recipe.run.precision == "bf16"
@@ -136,10 +148,9 @@ class Trainer:
 
     def _update(self, scale: float) -> float:
         """Scale, clip and apply the gradients; a gradient that is not finite is dropped."""
-        gradients = [parameter.grad for parameter in self.wrapped.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
-        limit = self.recipe.optimiser.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), limit).item()
+        norm = self.engine.clip(self.model.parameters(), self.recipe.optimiser.clip or float("inf"))
         factor = rate_factor(self.recipe.schedule, self.progress.step, self.recipe.run.steps)
         if norm < float("inf"):
             self.progress.bad_steps = 0
@@ -148,7 +159,7 @@ class Trainer:
                     group["lr"] = self.recipe.optimiser.learning_rate * factor
                 optimiser.step()
             if self.average is not None:
-                self.average.update_parameters(self.model)
+                self.average.update(first=self.progress.step == 0)
         else:
             self._bad_step()
         for optimiser in self.optimisers:
@@ -166,34 +177,35 @@ class Trainer:
             )
 
     def _log(self, loss: float, norm: float, speed: float) -> None:
-        if self.engine.rank:
+        if self.tables is None:
             return
         rate = self.optimisers[0].param_groups[0]["lr"]
         values = (self.progress.step, self.progress.tokens, loss, rate, norm, speed)
-        self.training.add(dict(zip(TRAINING, values, strict=True)))
+        self.tables[0].add(dict(zip(TRAINING, values, strict=True)))
 
-    def kept(self) -> ProteinModel:
-        """The model whose weights count: their average where the recipe asks for one."""
-        if self.average is None:
-            return self.model
-        averaged = self.average.module
-        assert isinstance(averaged, ProteinModel)
-        return averaged
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[ProteinModel]:
+        """The model with the weights that count: their average where the recipe asks for one."""
+        with self.average.applied() if self.average is not None else contextlib.nullcontext():
+            yield self.model
 
     def validate(self) -> Interval | None:
         """ECE over the hidden residues of the held-out proteins, with fixed masks; None where there are none."""
         if not self.held_out:
             return None
-        with self._autocast():
-            losses = protein_losses(self.kept(), self.objective, self.held_out)
+        with self.kept() as model, self._autocast():
+            losses = protein_losses(model, self.objective, self.held_out)
         ece = bootstrap_interval(*losses.hidden, np.random.default_rng(0), Bootstrap(exponential=True))
         chosen = float(np.exp(losses.chosen[0].sum() / losses.chosen[1].sum()))
         progress = self.progress
         values = (progress.step, progress.tokens, ece.value, ece.low, ece.high, chosen, len(self.held_out))
-        if not self.engine.rank:
-            self.validation.add(dict(zip(VALIDATION, values, strict=True)))
+        if self.tables is not None:
+            self.tables[1].add(dict(zip(VALIDATION, values, strict=True)))
         self.say(f"step {progress.step}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
         return ece
+
+    def _state(self) -> State:
+        return State(self.model, self.optimisers, None if self.average is None else self.average.tensors)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -201,44 +213,88 @@ class Trainer:
             "recipe": self.recipe.as_dict(),
             "corpus": self.store.manifest.content_sha256,
             "progress": vars(self.progress),
-            "average": None if self.average is None else self.average.state_dict(),
             "random": torch.get_rng_state(),
         }
-        self.engine.save(self.folder / CHECKPOINT, self.wrapped, self.optimisers, rest)
+        self.engine.save(self.folder / CHECKPOINT, self._state(), rest)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT
-        rest = self.engine.load(path, self.wrapped, self.optimisers)
-        before = recipe_of(rest["recipe"], str(path))
+        rest = self.engine.load(self.folder / CHECKPOINT, self._state(), self._accept)
+        self.progress = Progress(**rest["progress"])
+        torch.set_rng_state(rest["random"])
+        self.say(f"going on from step {self.progress.step}")
+
+    def _accept(self, rest: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another run."""
+        before = recipe_of(rest["recipe"], str(self.folder / CHECKPOINT))
         if (difference := before.same_run(self.recipe)) is not None:
             raise InputError(f"{str(self.folder)!r} holds another run: {difference}; choose another folder")
+        if (done := rest["progress"]["step"]) > self.recipe.run.steps:
+            raise InputError(f"{str(self.folder)!r} is at step {done}, beyond run.steps = {self.recipe.run.steps}")
         if rest["corpus"] != self.store.manifest.content_sha256:
             raise InputError(
                 f"{str(self.folder)!r} was trained on another corpus than {self.recipe.data.store!r}; "
                 "choose another folder"
             )
-        self.progress = Progress(**rest["progress"])
-        if self.average is not None:
-            self.average.load_state_dict(rest["average"])
-        torch.set_rng_state(rest["random"])
-        self.say(f"going on from step {self.progress.step}")
 
     def finish(self) -> None:
         """Write the model in the package's own layout."""
-        if not self.engine.rank:
-            checkpoints.save(self.kept().eval(), self.folder / MODEL, name=self.folder.name)
+        with self.kept() as model:
+            weights = self.engine.weights(model)
+            if not self.engine.rank:
+                whole = on_meta(*self.recipe.architecture())
+                whole.load_state_dict(weights, assign=True)
+                checkpoints.save(whole.eval(), self.folder / MODEL, name=self.folder.name)
 
 
-def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> None:
-    """Train a model as the recipe says; run again, go on where the last run stopped."""
-    Trainer(recipe, folder, SingleEngine(device), say).run()
+def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> bool:
+    """Train a model as the recipe says; run again, go on where the last run stopped.
+
+    Args:
+        recipe: the run. folder: where it lives. device: where to compute. say: takes lines for the user, from rank 0.
+
+    Returns:
+        whether the last step was made; False where a signal ended the run before, after a checkpoint.
+
+    Raises:
+        InputError: the recipe does not fit the corpus, the machine or the folder; or the run cannot go on.
+    """
+    engine = engine_of(recipe, device)
+    try:
+        with contextlib.nullcontext() if engine.rank else _claimed(folder):
+            trainer = Trainer(recipe, folder, engine, say)
+            trainer.run()
+            return trainer.progress.step == recipe.run.steps
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Inside, no other run may use the folder; a killed process lets go of it.
+
+    Raises:
+        InputError: another run uses it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"another run is under way in {str(folder)!r}; wait for it, or choose another") from error
+    except OSError as error:
+        raise InputError(f"cannot write in {str(folder)!r}: {error.strerror}; choose another folder") from error
+    with lock:
+        yield
+
+
+def _say_nothing(line: str) -> None:
+    """What processes other than the first have to say."""
 
 
 class _StopOnSignal:
-    """Inside, SIGINT and SIGTERM set `asked` instead of ending the program."""
+    """Inside, SIGINT and SIGTERM set `asked` instead of ending the program; `agreed` says that all processes know."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.agreed = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -253,7 +309,7 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
 
-def _read_proteins(path: str, model: ProteinModel) -> list[str]:
+def read_proteins(path: str, model: ProteinModel) -> list[str]:
     """The residue strings of a FASTA file of held-out proteins.
 
     Raises:

@@ -6,6 +6,9 @@ In: one dictionary per logged step or validation. Out: `training.csv` and `valid
 import csv
 from pathlib import Path
 
+from proteinlm.checkpoints.files import atomic_file
+from proteinlm.errors import InputError
+
 TRAINING = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "tokens_per_second")
 VALIDATION = ("step", "tokens", "ece", "low", "high", "ece_chosen", "proteins")
 """`ece` with its interval is over hidden residues, `ece_chosen` over all that were chosen (`objectives.perplexity`)."""
@@ -21,16 +24,26 @@ class Table:
     def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
         self._path, self._columns = path, columns
         kept = [row for row in read_table(path) if int(row["step"]) <= step] if path.exists() else []
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(kept)
 
     def add(self, row: dict[str, float]) -> None:
-        """Append one row, to six digits."""
+        """Append one row, to six digits.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(shown)
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(shown)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {str(self._path)!r}: {error.strerror}; make room, and run the same command again: it "
+                "goes on from the last checkpoint"
+            ) from error
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

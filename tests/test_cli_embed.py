@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from embedding_tools import LONGEST, digests, made_up, plm, save_model, write_fa
 
 from proteinlm import read_embeddings
 from proteinlm.cli import COMMANDS, cli
-from proteinlm.cli.common import CONTENTS, STORAGES
+from proteinlm.cli.common import CONTENTS, STORAGES, Bar
 from proteinlm.cli.embedding import FORMATS as NAMED_FORMATS
 from proteinlm.cli.models import LAYOUTS
 from proteinlm.embedding import settings
@@ -246,6 +247,23 @@ def test_bf16_is_stated_and_refused_where_it_would_add_up(user: User, tmp_path: 
     assert code == 0 and "running  on cpu in bf16 (this CPU multiplies in bf16; --precision fp32 is exact)" in err
     with h5py.File(tmp_path / "auto.h5") as file:
         assert json.loads(file.attrs["provenance"])["precision"] == "bf16"
+
+
+class Terminal(io.StringIO):
+    """Standard error of somebody who looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_residues_per_second_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    bar = Bar()
+    bar.begin(2000)
+    bar.advance(500)
+    bar.end()
+    last = screen.getvalue().split("\r")[-1]
+    assert "500/2.00k" in last and "residues/s" in last and re.search(r"\d\d:\d\d<\d\d:\d\d", last)
 
 
 def test_the_choices_of_the_command_line_are_those_of_the_package() -> None:

@@ -10,15 +10,18 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 from embedding_tools import a_job, digests, made_up, plm, run, save_model, write_fasta
 from forked import Death, embed_in_a_process, plm_in_a_process, wait_until
 
 from proteinlm.embedding import parts
+from proteinlm.embedding.names import UniqueNames
 from proteinlm.embedding.parts import PartsFolder, locked
 from proteinlm.embedding.progress import Progress
 from proteinlm.embedding.run import EmbedJob, embed_file
@@ -323,6 +326,29 @@ def test_a_full_disk_keeps_what_is_finished(job: EmbedJob, monkeypatch: pytest.M
     run(job)
     assert len(calls) == 3, "the first block was not done again"
     assert digests(job.out.parent) == digests(whole.out.parent)
+
+
+def test_a_disk_that_is_full_while_the_output_is_written(job: EmbedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def claim(names: UniqueNames, name: str) -> str:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UniqueNames, "claim", claim)
+        with pytest.raises(InputError, match=r"disk is full; make room .* \(finished blocks are kept\)"):
+            run(job)
+    assert manifest_lines(job) == 2 and not job.out.exists()
+    assert run(job).embedded == 7
+
+
+def test_a_file_system_without_locks_is_told(job: EmbedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As filelock says it, on Lustre mounted without them for example."""
+
+    def acquire(lock: filelock.FileLock, timeout: float) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(InputError, match="has no file locks, which keep two runs apart; choose -o on another disk"):
+        run(job)
 
 
 def test_two_runs_do_not_write_one_output(job: EmbedJob) -> None:

@@ -69,8 +69,9 @@ class UniqueNames(AbstractContextManager["UniqueNames"]):
         self._path = path
         self._fold_case = fold_case
         path.unlink(missing_ok=True)
-        self._table = sqlite3.connect(path, isolation_level=None)
-        # Nothing here outlives the process, so nothing need be safe against a crash.
+        # Nothing here outlives the process or is seen by another one, so nothing need be safe against either; network
+        # file systems may have no locks.
+        self._table = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", uri=True, isolation_level=None)
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("PRAGMA synchronous = OFF")
         self._table.execute("CREATE TABLE taken (name TEXT PRIMARY KEY, next INTEGER) WITHOUT ROWID")

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import sys
+import uuid
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -91,10 +93,12 @@ def told_as_input_error(path: Path, doing: str = "written") -> Iterator[None]:
     """Turn what the operating system or a file library says of `path` into one line for the user."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, sqlite3.Error) as error:
         number = error.errno if isinstance(error, OSError) else None
         why = os.strerror(number) if number is not None else str(error).splitlines()[0]
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+            said in str(error) for said in ("No space left", "disk is full")
+        )
         remedy = "make room and run the same command again" if full else "choose another -o or mend what is named"
         raise InputError(f"{str(path)!r} cannot be {doing}: {why}; {remedy} (finished blocks are kept)") from error
 
@@ -127,7 +131,7 @@ class PartsFolder:
             with told_as_input_error(path):
                 path.mkdir(parents=True, exist_ok=True)
                 text = json.dumps({"provenance": provenance, "plan": plan.described()}, indent=1)
-                _write_text(path / "run.json", text, f".{os.getpid()}")
+                _write_text(path / "run.json", text)
         folder = cls.existing(path)
         if found := differences(folder.provenance, provenance):
             raise InputError(
@@ -238,7 +242,7 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
         path: the file. seconds: how long to wait for another holder.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the file system knows no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -248,6 +252,11 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
         raise InputError(
             f"another process is at work in {str(path.parent)!r} (it holds {path.name}); wait for it, or end it"
         ) from None
+    except NotImplementedError as error:
+        raise InputError(
+            f"the file system of {str(path.parent)!r} has no file locks, which keep two runs apart; "
+            "choose -o on another disk"
+        ) from error
     with lock:
         yield
 
@@ -283,9 +292,9 @@ def _append(manifest: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _write_text(path: Path, text: str, temporary_suffix: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + temporary_suffix)
+def _write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also where several machines write it at once."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(text, encoding="utf-8")
     _sync(temporary)
     temporary.replace(path)

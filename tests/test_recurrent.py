@@ -9,13 +9,11 @@ from esm_reference import randomise
 
 from proteinlm import checkpoints
 from proteinlm.errors import InputError
-from proteinlm.models import on_meta
+from proteinlm.models import on_meta, recurrent
 from proteinlm.models.base import Want
-from proteinlm.models.recurrent import PRESETS, BidirectionalLstm, LstmConfig
+from proteinlm.models.recurrent import PRESETS, BidirectionalLstm, LstmConfig, Reading
 from proteinlm.sequences.alphabet import ESM1B, STANDARD
 from proteinlm.sequences.batch import PackedBatch
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAIN = LstmConfig(num_layers=3, width=7)
 PROJECTED = LstmConfig(num_layers=2, width=5, cell_width=9)
@@ -86,8 +84,10 @@ def naive(model: BidirectionalLstm, residues: str) -> tuple[list[np.ndarray], np
 
 
 @pytest.mark.parametrize("config", [PLAIN, PROJECTED], ids=["plain", "projected"])
-def test_equals_the_equations(config: LstmConfig) -> None:
+@pytest.mark.parametrize("side_by_side", [1, 4, 8])
+def test_equals_the_equations(config: LstmConfig, side_by_side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 against float64: states are below 1 (projected: below 10), so 1e-5 is tens of roundings."""
+    monkeypatch.setattr(recurrent, "SIDE_BY_SIDE", side_by_side)
     model = random_model(config)
     batch = packed(SEQUENCES)
     with torch.inference_mode():
@@ -102,6 +102,22 @@ def test_equals_the_equations(config: LstmConfig) -> None:
         compared += logits.size
     tokens = sum(len(residues) + 2 for residues in SEQUENCES)
     assert compared == tokens * ((config.num_layers + 1) * 2 * config.width + len(ESM1B))
+
+
+def test_padding_changes_neither_states_nor_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU sequences are padded, on a GPU not: same numbers either way, within tens of roundings of sums."""
+    found = []
+    padding, exactly = Reading.padded(packed(SEQUENCES)), Reading.exact(packed(SEQUENCES))
+    assert len(padding.groups[0][0]) == 6 * 62 and len(exactly.groups[0][0]) == exactly.place_T.numel() == 99
+    for reading in (Reading.padded, Reading.exact):
+        model, batch = random_model(PLAIN), packed(SEQUENCES)
+        monkeypatch.setattr(Reading, "padded", reading)
+        output = model(batch, Want(layers=(3,), logits=True))
+        (output.logits_TV.square().sum() + output.hidden[3].sum()).backward()
+        found.append([output.logits_TV.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert len(found[0]) == 1 + 1 + 3 * 2 * 4 + 2
+    for padded, exact in zip(*found, strict=True):
+        assert (padded - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
 def test_logits_never_see_the_token_they_are_about() -> None:

@@ -155,7 +155,7 @@ def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_table(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot open"):
+    with pytest.raises(InputError, match="no cluster table"):
         built(tmp_path / "store", BuildOptions(clusters=str(tmp_path / "t.tsv")), ("a", "MKT"))
 
 

@@ -14,7 +14,9 @@ from corpus_tools import built, clusters, fasta, sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proteinlm.corpora import columns
 from proteinlm.corpora.build import BuildOptions, build
+from proteinlm.corpora.columns import Block, Writer
 from proteinlm.corpora.manifest import MANIFEST, Manifest
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
@@ -39,6 +41,23 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str], 
     # A file is larger than the limit only where one sequence is.
     assert all(size <= shard or size in map(len, texts) for size in sizes)
     assert store.verify() == len(store.manifest.files)
+
+
+def test_raw_letters_go_as_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a build copies, the disk holds little more than one store."""
+    left: list[int] = []
+    append = Writer.append
+
+    def watched(writer: Writer, block: Block) -> None:
+        if writer.folder.name != "raw":
+            left.append(len(list((writer.folder / "work" / "raw").glob("letters-*.bin"))))
+        append(writer, block)
+
+    monkeypatch.setattr(Writer, "append", watched)
+    monkeypatch.setattr(columns, "BLOCK_RESIDUES", 10)
+    records = [(f"p{number}", "MKTAYIAKQ" + letter) for number, letter in enumerate("ACDEFGHI")]
+    built(tmp_path / "store", BuildOptions(shard_residues=10), *records)
+    assert left == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_crops_are_views(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from proteinlm.models import PRESETS, on_meta
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
-    r"^(?P<why><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?P<why><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 MODEL_ROW = re.compile(r"\| `([\w.\-]+?)(\[1-5\])?` \| ([\d,]+) \| (\d+) x (\d+) \| (yes|no) \| (.+) \| (.+) \|$")
 NEEDS_WHEEL = "unirep-"

@@ -186,7 +186,7 @@ def _finish(folder: Path, work: Path, intake: _Intake, summary: FastaSummary) ->
             raise InputError(f"none of {fates.total} records has a cluster in {where!r}; {remedy}")
         files, clusters, without = write_clusters(folder, work, fates.kept, grouped)
     writer = Writer(folder, intake.options.shard_residues)
-    files.update(copy_kept(work / "raw", fates, writer, intake.refused, work / "raw"))
+    files.update(copy_kept(work / "raw", fates, writer, intake.refused, work / "raw", consume=True))
     table = intake.clusters.facts if isinstance(intake.clusters, TableClusters) else TableFacts(None, 0, 0)
     manifest = writer.manifest(summary)
     assert manifest.records == summary.refused + intake.too_short + intake.too_long + fates.total, "a record is lost"

@@ -109,6 +109,8 @@ class TableClusters:
     """
 
     def __init__(self, folder: Path, table: Path) -> None:
+        if not table.is_file():
+            raise InputError(f"there is no cluster table {str(table)!r}; give `header` or a file of two columns")
         self.facts = TableFacts(None, 0, 0)
         self._folder = folder
         self._table = table

@@ -179,13 +179,14 @@ class Writer:
         self._shard = HashedFile(self.folder / f"letters-{number:05d}.bin")
 
 
-def read_blocks(folder: Path) -> Iterator[Block]:
+def read_blocks(folder: Path, consume: bool = False) -> Iterator[Block]:
     """The columns in `folder`, block by block, from front to back.
 
     Args:
         folder: where a `Writer` wrote and was closed.
+        consume: remove each file of letters once it has been read.
     """
-    letters = _Chain(sorted(folder.glob("letters-*.bin")))
+    letters = _Chain(sorted(folder.glob("letters-*.bin")), consume)
     with (
         (folder / "lengths.bin").open("rb") as lengths_file,
         (folder / "names.bin").open("rb") as names_file,
@@ -214,9 +215,10 @@ def _pieces(lengths: np.ndarray) -> Iterator[np.ndarray]:
 class _Chain:
     """Several files read as one."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = iter(paths)
-        self._file = next(self._paths).open("rb")
+    def __init__(self, paths: list[Path], consume: bool) -> None:
+        self._paths = paths
+        self._consume = consume
+        self._file = paths[0].open("rb")
 
     def read(self, size: int) -> np.ndarray:
         """The next `size` bytes."""
@@ -227,7 +229,10 @@ class _Chain:
             filled += count
             if not count:
                 self._file.close()
-                self._file = next(self._paths).open("rb")
+                done = self._paths.pop(0)
+                if self._consume:
+                    done.unlink()
+                self._file = self._paths[0].open("rb")
         return out
 
 

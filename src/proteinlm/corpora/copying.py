@@ -24,7 +24,7 @@ def refusal(identifier: str, reason: str) -> bytes:
 
 
 def copy_kept(
-    source: Path, fates: Fates, writer: Writer, refused: HashedFile, partners: Path
+    source: Path, fates: Fates, writer: Writer, refused: HashedFile, partners: Path, consume: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Copy what is kept, list what is not, and close the files.
 
@@ -32,6 +32,7 @@ def copy_kept(
         source: a folder with columns. fates: of its rows.
         writer: takes the rows that are kept. refused: takes a line for each that is lost.
         partners: the folder with the columns to which the partners in `fates` belong.
+        consume: remove the letters of `source` as they are copied.
 
     Returns:
         Entries of the two lists for the manifest.
@@ -42,7 +43,7 @@ def copy_kept(
         (fates.folder / "fates.bin").open("rb") as fate_file,
         (fates.folder / "partners.bin").open("rb") as partner_file,
     ):
-        for block in read_blocks(source):
+        for block in read_blocks(source, consume):
             fate = np.fromfile(fate_file, np.uint8, len(block))
             writer.append(block.select(fate == KEPT))
             lost = np.flatnonzero((fate == MERGED) | (fate == UNCLUSTERED) | (fate == CONTAINED))

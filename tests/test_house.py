@@ -36,6 +36,7 @@ ORDER = (
     "inference",
     "embedding",
     "training",
+    "reproduce",
     "api",
     "cli",
 )

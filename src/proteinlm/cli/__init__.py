@@ -11,7 +11,7 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import corpus, embedding, models
+from proteinlm.cli import corpus, embedding, models, pretrain, reproduce
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -22,6 +22,8 @@ COMMANDS: tuple[click.Command, ...] = (
     models.convert,
     models.accelerate,
     corpus.corpus,
+    pretrain.pretrain,
+    reproduce.reproduce,
 )
 """Every command, and every group of commands."""
 

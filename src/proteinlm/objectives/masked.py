@@ -72,8 +72,7 @@ class MaskedLanguageModel(Objective):
     def __init__(self, alphabet: Alphabet, masking: Masking) -> None:
         if alphabet.mask is None:
             raise InputError(f"alphabet {alphabet.name} has no mask token; masked language modelling needs one")
-        self.masking = masking
-        self._mask = alphabet.mask
+        self.alphabet, self.masking, self.mask = alphabet, masking, alphabet.mask
         self._residues = torch.from_numpy(alphabet.residue_ids(STANDARD))
 
     def prepare(self, batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]) -> Example:
@@ -96,7 +95,7 @@ class MaskedLanguageModel(Objective):
         targets_M = batch.tokens_T[places_M]
         hidden, swapped = self.masking.masked, self.masking.masked + self.masking.random
         replaced_M = torch.where(torch.from_numpy(fate < swapped), substitutes, targets_M)
-        replaced_M = replaced_M.masked_fill(torch.from_numpy(fate < hidden), self._mask)
+        replaced_M = replaced_M.masked_fill(torch.from_numpy(fate < hidden), self.mask)
         tokens_T = batch.tokens_T.clone()
         tokens_T[places_M] = replaced_M
         seen = PackedBatch(tokens_T, batch.starts, batch.max_length, batch.row_B, batch.prefix, batch.suffix)

@@ -55,8 +55,7 @@ def protein_losses(
         seed: of the masks. tokens_per_batch: room; changes nothing but speed and memory.
     """
     found = ProteinLosses(*((np.zeros(len(sequences)), np.zeros(len(sequences))) for _ in range(2)))
-    mask, training = model.alphabet.mask, model.training
-    assert mask is not None, "the objective was made for this alphabet"
+    training = model.training
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -67,11 +66,30 @@ def protein_losses(
             example = objective.prepare(batch, keys_B)
             losses = cross_entropy(model, example.to(device)).double().cpu().numpy()
             owner = np.searchsorted(batch.starts, example.places_M.numpy(), side="right") - 1
-            hidden = example.batch.tokens_T[example.places_M].eq(mask).numpy()
+            hidden = example.batch.tokens_T[example.places_M].eq(objective.mask).numpy()
             for (sums, counts), which in ((found.hidden, hidden), (found.chosen, slice(None))):
                 sums[rows] = np.bincount(owner[which], losses[which], minlength=len(rows))
                 counts[rows] = np.bincount(owner[which], minlength=len(rows))
     model.train(training)
+    return found
+
+
+def hidden_positions(objective: MaskedLanguageModel, sequences: Sequence[str], seed: int = 0) -> list[np.ndarray]:
+    """The residues that `protein_losses` hides, for models that take no mask.
+
+    Args:
+        objective, sequences, seed: as for `protein_losses`.
+
+    Returns:
+        positions from 0 in each protein, int64.
+    """
+    found = []
+    alphabet = objective.alphabet
+    for residues in sequences:
+        batch = PackedBatch.pack([alphabet.encode(residues)], None, len(alphabet.prefix), len(alphabet.suffix))
+        example = objective.prepare(batch, np.array([_key(residues, seed)], np.uint64))
+        hidden = example.batch.tokens_T[example.places_M].eq(objective.mask)
+        found.append(example.places_M[hidden].numpy() - len(alphabet.prefix))
     return found
 
 

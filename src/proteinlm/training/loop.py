@@ -6,6 +6,7 @@ run that was stopped anywhere and taken up again ends with the same weights.
 """
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from proteinlm.training.averaging import Average
 from proteinlm.training.engine import Engine, State, engine_of
 from proteinlm.training.optimisers import build_optimisers, rate_factor
 from proteinlm.training.recipe import Recipe, recipe_of, sampling_of
-from proteinlm.training.records import TRAINING, VALIDATION, Table
+from proteinlm.training.records import TRAINING, VALIDATION, Board, Table
 
 MOST_BAD_STEPS = 5
 """Steps in a row whose gradient is not finite, after which the run stops."""
@@ -85,20 +86,24 @@ class Trainer:
         decay = recipe.optimiser.averaging
         self.average = Average(self.model, decay) if decay else None
         self.progress, self._stop = Progress(), _StopOnSignal()
+        self._random = torch.Generator().manual_seed(recipe.run.seed).get_state()
         folder.mkdir(parents=True, exist_ok=True)
         if engine.saved(folder / CHECKPOINT):
             self._resume()
         self.tables: tuple[Table, Table] | None = None
         if not engine.rank:
+            done = self.progress.step
+            board = Board(folder, done) if recipe.run.tensorboard else None
             self.tables = (
-                Table(folder / "training.csv", TRAINING, self.progress.step),
-                Table(folder / "validation.csv", VALIDATION, self.progress.step),
+                Table(folder / "training.csv", TRAINING, done, board),
+                Table(folder / "validation.csv", VALIDATION, done, board),
             )
 
     def run(self) -> None:
         """Train to the last step, or until SIGINT or SIGTERM, which end the run after the step at hand."""
         since, tokens = time.monotonic(), self.progress.tokens
-        with self._stop:
+        with self._stop, torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random)
             while self.progress.step < self.recipe.run.steps and not self._stop.agreed:
                 loss, norm = self.step()
                 done, run = self.progress.step, self.recipe.run
@@ -220,7 +225,7 @@ class Trainer:
     def _resume(self) -> None:
         rest = self.engine.load(self.folder / CHECKPOINT, self._state(), self._accept)
         self.progress = Progress(**rest["progress"])
-        torch.set_rng_state(rest["random"])
+        self._random = rest["random"]
         self.say(f"going on from step {self.progress.step}")
 
     def _accept(self, rest: dict[str, Any]) -> None:
@@ -270,7 +275,7 @@ def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Inside, no other run may use the folder; a killed process lets go of it.
+    """Inside, no other run may use the folder; a killed process lets go of it, and what it left half-written is removed.
 
     Raises:
         InputError: another run uses it, or it cannot be made.
@@ -278,6 +283,8 @@ def _claimed(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire(timeout=0)
+        for half_written in folder.rglob(".*.tmp"):
+            shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
     except Timeout as error:
         raise InputError(f"another run is under way in {str(folder)!r}; wait for it, or choose another") from error
     except OSError as error:

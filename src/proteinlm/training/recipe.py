@@ -104,6 +104,7 @@ class Run:
         gradient_checkpointing: keep only what enters each layer, and compute the rest again in the backward pass.
         compile: let torch.compile fuse the model.
         log_every, validate_every, checkpoint_every: in steps.
+        tensorboard: write TensorBoard events besides the tables.
     """
 
     steps: int
@@ -115,6 +116,7 @@ class Run:
     log_every: int = 10
     validate_every: int = 500
     checkpoint_every: int = 500
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ MAY_CHANGE = {
     "run.log_every",
     "run.validate_every",
     "run.checkpoint_every",
+    "run.tensorboard",
     "schedule.decay",
     "batch.tokens_per_part",
     "data.store",

@@ -1,6 +1,7 @@
 """What a run writes about itself: rows of numbers in CSV files, which outlive a kill and continue after it.
 
-In: one dictionary per logged step or validation. Out: `training.csv` and `validation.csv` in the run's folder.
+In: one dictionary per logged step or validation. Out: `training.csv` and `validation.csv` in the run's folder, and
+the same rows as TensorBoard events in `tensorboard/` where the recipe asks for them.
 """
 
 import csv
@@ -14,15 +15,42 @@ VALIDATION = ("step", "tokens", "ece", "low", "high", "ece_chosen", "proteins")
 """`ece` with its interval is over hidden residues, `ece_chosen` over all that were chosen (`objectives.perplexity`)."""
 
 
-class Table:
-    """Rows of one CSV file. Rows at or after the step that a run goes on from are dropped: they will come again.
+class Board:
+    """TensorBoard events.
 
     Args:
-        path: the file. columns: its header. step: where the run stands.
+        folder: of the run. step: where it stands; what was written beyond it is hidden.
+
+    Raises:
+        InputError: the tensorboard package is missing.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
-        self._path, self._columns = path, columns
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "run.tensorboard needs tensorboard; install it with: pip install 'proteinlm[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, name: str, row: dict[str, float]) -> None:
+        """One point for each column of a row, as `name/column`."""
+        for column, value in row.items():
+            if column != "step":
+                self._writer.add_scalar(f"{name}/{column}", value, int(row["step"]))
+        self._writer.flush()
+
+
+class Table:
+    """Rows of one CSV file. Rows after the step that a run goes on from are dropped: they will come again.
+
+    Args:
+        path: the file. columns: its header. step: where the run stands. board: also gets the rows.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int, board: Board | None = None) -> None:
+        self._path, self._columns, self._board = path, columns, board
         kept = [row for row in read_table(path) if int(row["step"]) <= step] if path.exists() else []
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
@@ -35,6 +63,8 @@ class Table:
         Raises:
             InputError: the file cannot be written.
         """
+        if self._board is not None:
+            self._board.add(self._path.stem, row)
         shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
         try:
             with self._path.open("a", newline="", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ PAIRS = 1 << 20
 """Candidate pairs looked at in one go."""
 
 FILTER_BITS = 24
-"""The filter in front of the search is a table of 2^24 bits' worth of bytes."""
+"""The filter in front of the search has four bytes for each seed, and 2^24 at most."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def contained(inner: Part, outer: Part, every: bool = False) -> Iterator[tuple[i
         Pairs of numbers, an inner and an outer sequence.
     """
     for seeds in _seeds(inner):
+        tables = [_Table(seeds[seeds["size"] == size], size) for size in np.unique(seeds["size"]).tolist()]
         for index, block in outer.blocks():
-            for size in np.unique(seeds["size"]).tolist():
-                found = _hits(_Table(seeds[seeds["size"] == size], size), inner.store, index, block)
-                pairs = sorted(set(found))
+            for table in tables:
+                pairs = sorted(set(_hits(table, inner.store, index, block)))
                 yield from pairs if every else {pair[0]: pair for pair in pairs}.values()
 
 
@@ -200,34 +200,33 @@ class _Table:
     def __init__(self, seeds: np.ndarray, size: int) -> None:
         self.size = size
         self.seeds = seeds[np.argsort(seeds["head"], kind="stable")]
-        self._heads = np.ascontiguousarray(self.seeds["head"])
-        self._filter = np.zeros(1 << FILTER_BITS, bool)
-        self._filter[_slot(self._heads)] = True
+        self._heads, self._first, self._count = np.unique(self.seeds["head"], return_index=True, return_counts=True)
+        self._bits = min(FILTER_BITS, (4 * len(seeds)).bit_length())
+        self._filter = np.zeros(1 << self._bits, bool)
+        self._filter[self._slot(self._heads)] = True
 
     def find(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the codes are heads: positions in `codes`, and the first and last row of seeds with that head."""
-        at = np.flatnonzero(self._filter[_slot(codes)])
-        low = np.searchsorted(self._heads, codes[at], side="left")
-        high = np.searchsorted(self._heads, codes[at], side="right")
-        found = high > low
-        return at[found], low[found], high[found]
+        """Where the codes are heads: positions in `codes`, the first row of seeds with that head, and how many."""
+        at = np.flatnonzero(self._filter[self._slot(codes)])
+        head = np.minimum(np.searchsorted(self._heads, codes[at]), len(self._heads) - 1)
+        found = self._heads[head] == codes[at]
+        return at[found], self._first[head[found]], self._count[head[found]]
 
-
-def _slot(codes: np.ndarray) -> np.ndarray:
-    """A place in the filter: the top bits of the product with the golden ratio (Knuth 1998, 6.4)."""
-    return ((codes * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - FILTER_BITS)).astype(np.int64)
+    def _slot(self, codes: np.ndarray) -> np.ndarray:
+        """A place in the filter: the top bits of the product with the golden ratio (Knuth 1998, 6.4)."""
+        return ((codes * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - self._bits)).astype(np.int64)
 
 
 def _hits(table: _Table, inner: Store, index: np.ndarray, block: Block) -> Iterator[tuple[int, int]]:
     """Seeds of the table that belong to a sequence which stands whole within one of the block."""
     codes = window_codes(block.letters, table.size)
     ends = np.cumsum(block.lengths)
-    at, low, high = table.find(codes)
+    at, low, counts = table.find(codes)
     # Few enough hits at a time that their pairs fit; one hit has no more pairs than there are seeds.
-    slices = np.cumsum(high - low) // PAIRS
+    slices = np.cumsum(counts) // PAIRS
     for number in np.unique(slices).tolist():
         chosen = slices == number
-        count = (high - low)[chosen]
+        count = counts[chosen]
         position = np.repeat(at[chosen], count)
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         seeds = table.seeds[np.repeat(low[chosen], count) + within]

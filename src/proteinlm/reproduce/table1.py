@@ -61,7 +61,7 @@ def _esm1(layers: int, width: int, heads: int) -> dict[str, Any]:
 
 
 SCALES = {
-    "tiny": Scale(32, 2, _esm1(12, 32, 2), 32, 64, 120_000, 4096, 128, 3e-3, (1, 2, 3)),
+    "tiny": Scale(32, 2, _esm1(12, 32, 2), 32, 64, 400_000, 2048, 128, 3e-3, (1, 2, 3)),
     "small": Scale(128, 4, _esm1(12, 128, 4), 128, 256, 8_000_000, 16384, 256, 1e-3, (1, 2, 3, 4, 5)),
     "full": Scale(
         768, 12, {"preset": "esm1_t34_670M_UR50S"}, 768, 1536, 65_536_000_000, 131072, 1022, 1e-4, tuple(range(1, 9))
@@ -243,8 +243,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"# Table 1 at scale `{results['job']['scale']}`",
         "",
-        f"ECE over hidden residues of {results['rows'][0]['groups']} held-out proteins, with 95 % bootstrap intervals "
-        f"over proteins. Every neural model saw {scale['tokens']:,} tokens; the paper's models are larger, saw far more "
+        f"ECE over hidden residues of {results['rows'][0]['groups']} held-out proteins, 95 % bootstrap intervals over "
+        f"proteins. Every neural model saw {scale['tokens']:,} tokens. The paper's models are larger, saw far more "
         "of a far larger corpus, and were scored on UniRef50, so differences in level say little: the orderings are "
         "the point. Rows named Transformer-34 are "
         + ("the paper's model." if "preset" in scale["deep"] else f"{scale['deep']['num_layers']} layers deep here."),

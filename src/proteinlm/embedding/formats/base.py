@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from proteinlm.embedding.names import UniqueNames
+from proteinlm.embedding.names import UniqueNames, file_name_of
 from proteinlm.embedding.pooling import Stored
 from proteinlm.embedding.settings import EmbedSettings, Provenance
 from proteinlm.errors import InputError
 
 Move = tuple[Path, Path]
 """Where a finished file or folder is, and where it belongs."""
+
+PROVENANCE_FILE = "provenance.json"
+"""In the folder of a `FolderFormat`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,36 @@ class OutputFormat(abc.ABC):
     @abc.abstractmethod
     def read(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Id and array of every protein in an output of this format."""
+
+
+class FolderFormat(OutputFormat):
+    """A format that is a folder `OUT` with a file or two for each protein, and the provenance in a file of its own."""
+
+    folds_case = True
+
+    @abc.abstractmethod
+    def write_protein(self, path: Path, protein: Stored, assembly: Assembly) -> None:
+        """Write one protein; `path` is its file without the ending."""
+
+    def files(self, out: Path, settings: EmbedSettings) -> list[Path]:
+        """The folder."""
+        return [out]
+
+    def write(self, proteins: Iterator[Stored], assembly: Assembly) -> list[Move]:
+        """Write all proteins, each under its header made safe."""
+        folder = assembly.folder / "folder"
+        folder.mkdir()
+        for protein in proteins:
+            self.write_protein(folder / assembly.names.claim(file_name_of(protein.entry.header)), protein, assembly)
+        (folder / PROVENANCE_FILE).write_text(assembly.provenance_text + "\n", encoding="utf-8")
+        return [(folder, assembly.out)]
+
+    def provenance(self, path: Path) -> Provenance | None:
+        """From `provenance.json`."""
+        try:
+            return as_provenance((path / PROVENANCE_FILE).read_text(encoding="utf-8"))
+        except OSError:
+            return None
 
 
 def content_files(out: Path, settings: EmbedSettings) -> dict[str, Path]:

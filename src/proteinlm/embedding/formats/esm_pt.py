@@ -14,53 +14,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from proteinlm.embedding.formats.base import Assembly, Move, OutputFormat, as_provenance
+from proteinlm.embedding.formats.base import Assembly, FolderFormat
 from proteinlm.embedding.formats.safetensors import as_array
-from proteinlm.embedding.names import file_name_of
 from proteinlm.embedding.pooling import Stored
-from proteinlm.embedding.settings import EmbedSettings, Provenance
+from proteinlm.embedding.settings import EmbedSettings
 from proteinlm.errors import InputError
 
 KEYS = {"none": "representations", "mean": "mean_representations", "cls": "bos_representations"}
 """What `esm-extract` calls an embedding, by pooling."""
 
-PROVENANCE_FILE = "provenance.json"
 
-
-class EsmPt(OutputFormat):
+class EsmPt(FolderFormat):
     """A folder `OUT`."""
 
     name = "esm-pt"
-    folds_case = True
 
     def check(self, settings: EmbedSettings) -> None:
         """`esm-extract` knows no maximum."""
         if settings.pooling == "max" and "embeddings" in settings.include:
             raise InputError("esm-pt has no place for --pooling max; use mean, cls or none, or an .h5 output")
 
-    def files(self, out: Path, settings: EmbedSettings) -> list[Path]:
-        """The folder."""
-        return [out]
-
-    def write(self, proteins: Iterator[Stored], assembly: Assembly) -> list[Move]:
-        """Write all proteins."""
-        folder = assembly.folder / "folder"
-        folder.mkdir()
-        for protein in proteins:
-            name = assembly.names.claim(file_name_of(protein.entry.header))
-            # Into memory first: a file would carry its own name inside, which is not the protein's.
-            buffer = io.BytesIO()
-            torch.save(_dictionary(protein, assembly.settings), buffer)
-            (folder / f"{name}.pt").write_bytes(buffer.getvalue())
-        (folder / PROVENANCE_FILE).write_text(assembly.provenance_text + "\n", encoding="utf-8")
-        return [(folder, assembly.out)]
-
-    def provenance(self, path: Path) -> Provenance | None:
-        """From `provenance.json`."""
-        try:
-            return as_provenance((path / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        except OSError:
-            return None
+    def write_protein(self, path: Path, protein: Stored, assembly: Assembly) -> None:
+        """`path.pt`."""
+        # Into memory first: a file would carry its own name inside, which is not the protein's.
+        buffer = io.BytesIO()
+        torch.save(_dictionary(protein, assembly.settings), buffer)
+        path.with_name(f"{path.name}.pt").write_bytes(buffer.getvalue())
 
     def read(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Label and representation of every file, in the order of file names; several layers are stacked."""

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from proteinlm.embedding.formats.base import Assembly, Move, OutputFormat, as_provenance
-from proteinlm.embedding.names import LONGEST_MEMBER_NAME, file_name_of, key_of, shortened
+from proteinlm.embedding.formats.base import Assembly, FolderFormat, Move, OutputFormat, as_provenance
+from proteinlm.embedding.names import LONGEST_MEMBER_NAME, key_of, shortened
 from proteinlm.embedding.pooling import Stored
 from proteinlm.embedding.settings import EmbedSettings, Provenance
 from proteinlm.errors import InputError
-
-PROVENANCE_FILE = "provenance.json"
 
 
 class Npz(OutputFormat):
@@ -63,40 +61,22 @@ class Npz(OutputFormat):
                 yield name, archive[name]
 
 
-class NpzFolder(OutputFormat):
+class NpzFolder(FolderFormat):
     """A folder `OUT` with `<header>.npz` for each protein, and `<header>.png` where pictures are asked for."""
 
     name = "npz-folder"
-    folds_case = True
 
     def check(self, settings: EmbedSettings) -> None:
         """Contacts only; pictures need matplotlib."""
         _contacts_only(settings)
 
-    def files(self, out: Path, settings: EmbedSettings) -> list[Path]:
-        """The folder."""
-        return [out]
-
-    def write(self, proteins: Iterator[Stored], assembly: Assembly) -> list[Move]:
-        """Write all proteins."""
-        folder = assembly.folder / "folder"
-        folder.mkdir()
-        for protein in proteins:
-            name = assembly.names.claim(file_name_of(protein.entry.header))
-            contacts_LL = protein.tensors["contacts"].numpy()
-            with zipfile.ZipFile(folder / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-                _add_array(archive, _key(protein), contacts_LL)
-            if assembly.provenance.get("pictures"):
-                draw_contacts(contacts_LL, protein.entry.id, folder / f"{name}.png")
-        (folder / PROVENANCE_FILE).write_text(assembly.provenance_text + "\n", encoding="utf-8")
-        return [(folder, assembly.out)]
-
-    def provenance(self, path: Path) -> Provenance | None:
-        """From `provenance.json`."""
-        try:
-            return as_provenance((path / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        except OSError:
-            return None
+    def write_protein(self, path: Path, protein: Stored, assembly: Assembly) -> None:
+        """`path.npz`, and `path.png` where pictures are asked for."""
+        contacts_LL = protein.tensors["contacts"].numpy()
+        with zipfile.ZipFile(path.with_name(f"{path.name}.npz"), "w", zipfile.ZIP_DEFLATED) as archive:
+            _add_array(archive, _key(protein), contacts_LL)
+        if assembly.provenance.get("pictures"):
+            draw_contacts(contacts_LL, protein.entry.id, path.with_name(f"{path.name}.png"))
 
     def read(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Key and array of every protein, in the order of file names."""

@@ -24,6 +24,15 @@ from proteinlm.embedding.run import EmbedJob, embed_file
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "sqlite3.connect")
 """Events that CPython announces before it changes a file (https://docs.python.org/3/library/audit_events.html)."""
 
+PRELOADED = (
+    "proteinlm.cli",
+    "proteinlm.embedding.workers",
+    "proteinlm.training.loop",
+    "proteinlm.training.distributed",
+    "forked",
+)
+"""What the server imports; whoever starts it first, it serves all."""
+
 SECONDS = 60.0
 """Nothing here takes longer than a second; a run that hangs fails its test."""
 
@@ -36,7 +45,7 @@ class Death:
     under: Path
 
 
-def _await(death: Death) -> None:
+def await_death(death: Death) -> None:
     """End this process as kill -9 does when the moment has come."""
     seen = 0
 
@@ -56,7 +65,7 @@ def _await(death: Death) -> None:
 def _embed(job: EmbedJob, death: Death | None) -> None:
     torch.set_num_threads(1)
     if death is not None:
-        _await(death)
+        await_death(death)
     embed_file(job, Silent())
 
 
@@ -73,7 +82,7 @@ def _start(target: Callable[..., None], *arguments: object) -> ForkServerProcess
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork a server, nor kill -9")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["proteinlm.cli", "proteinlm.embedding.workers", "forked"])
+    context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process

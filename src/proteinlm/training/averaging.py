@@ -4,7 +4,7 @@ In: a model after each update. Out: the model with the average in it, for as lon
 tensor for each weight, split over processes where the weight is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -56,8 +56,12 @@ class Average:
     def applied(self) -> Iterator[None]:
         """Inside, the model's weights are the average; afterwards they are what they were, to the bit."""
         before = [weight.clone() for weight in self._weights()]
-        torch._foreach_copy_(self._weights(), list(self.tensors.values()))
+        self._put(self.tensors.values())
         try:
             yield
         finally:
-            torch._foreach_copy_(self._weights(), before)
+            self._put(before)
+
+    def _put(self, tensors: Iterable[Tensor]) -> None:
+        for weight, tensor in zip(self._weights(), tensors, strict=True):
+            weight.copy_(tensor)

@@ -50,6 +50,11 @@ from proteinlm.training.engine import (
 _UNFINISHED = ".shards.tmp"
 """A checkpoint in shards while it is written. All processes know the name; one run at a time uses a folder."""
 
+_KEPT: list[object] = []
+"""Groups that were closed, which stay in memory until the program ends. A model under DistributedDataParallel may live
+longer than its group (in a traceback, say). If it were the last to let go of the group, it would wait for a thread of
+the group while it keeps the interpreter's lock, which that thread needs: both would wait for ever."""
+
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -87,6 +92,7 @@ class TorchrunEngine(Engine):
 
     def close(self) -> None:
         """See `Engine.close`."""
+        _KEPT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
     def alone(self, work: Callable[[], str]) -> str:
@@ -109,8 +115,7 @@ class DistributedEngine(TorchrunEngine):
 
     def wrap(self, model: ProteinModel) -> nn.Module:
         """See `Engine.wrap`."""
-        # Buffers are constants here; those of another process need not be fetched before every pass.
-        return DistributedDataParallel(model.to(self.device), broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model.to(self.device), gradient_as_bucket_view=True)
 
     def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """See `Engine.accumulating`."""

@@ -193,8 +193,6 @@ def write_whole(path: Path, state: State, rest: Rest) -> None:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for left_behind in path.glob(f".{STATE}.*.tmp"):
-            left_behind.unlink()
         with atomic_file(path / STATE) as temporary:
             write_torch(values, temporary)
     except (OSError, InputError) as error:

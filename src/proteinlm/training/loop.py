@@ -275,7 +275,7 @@ def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Inside, no other run may use the folder; a killed process lets go of it, and what it left half-written is removed.
+    """Inside, no other run may use the folder; a killed one lets go of it, and what it left half-written is removed.
 
     Raises:
         InputError: another run uses it, or it cannot be made.

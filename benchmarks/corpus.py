@@ -16,6 +16,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,32 +63,55 @@ def write(total: int) -> None:
         sys.stdout.buffer.write(block_of_fasta(first, total))
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
+def memory_bytes() -> int:
+    """The memory of this process, but for mapped files, which the system takes back when it needs the room."""
     text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("RssAnon"))
+
+
+@contextmanager
+def watched(look: Callable[[], int], seconds: float) -> Iterator[list[int]]:
+    """What `look` sees every so often until the block ends; the list holds the most."""
+    most, done = [look()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(seconds):
+            most[0] = max(most[0], look())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
+        most[0] = max(most[0], look())
 
 
 def step(name: str, store: Path) -> dict[str, Any]:
     """One step, timed; this is a process of its own."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    with watched(memory_bytes, 0.02) as most:
+        found = work(name, store)
+    seconds = time.perf_counter() - began
+    return {**found, "seconds": seconds, "cpu_seconds": time.process_time() - began_cpu, "peak_bytes": most[0]}
+
+
+def work(name: str, store: Path) -> dict[str, Any]:
+    """What a step does, and what came of it."""
     from proteinlm.corpora.build import BuildOptions, build
     from proteinlm.corpora.split import SplitOptions, split
     from proteinlm.corpora.store import Store
 
-    found: dict[str, Any] = {}
-    began, began_cpu = time.perf_counter(), time.process_time()
     if name == "build":
         manifest = build("-", store, BuildOptions(clusters="header"))
-        found = {name: getattr(manifest, name) for name in ("records", "sequences", "merged", "clusters", "residues")}
-    elif name == "split":
+        return {field: getattr(manifest, field) for field in ("records", "sequences", "merged", "clusters", "residues")}
+    if name == "split":
         train, heldout = split(store, store.with_name("split"), SplitOptions(FRACTION))
-        found = {"heldout_sequences": heldout.sequences, "train_sequences": train.sequences}
-    else:
-        opened = Store.open(store)
-        order = np.random.default_rng(0).integers(0, len(opened), READS)
-        found = {"reads": READS, "residues_read": sum(len(opened.letters(index)) for index in order.tolist())}
-    seconds = time.perf_counter() - began
-    return {**found, "seconds": seconds, "cpu_seconds": time.process_time() - began_cpu, "peak_bytes": peak_bytes()}
+        return {"heldout_sequences": heldout.sequences, "train_sequences": train.sequences}
+    opened = Store.open(store)
+    order = np.random.default_rng(0).integers(0, len(opened), READS)
+    return {"reads": READS, "residues_read": sum(len(opened.letters(index)) for index in order.tolist())}
 
 
 def disk_bytes(folder: Path) -> int:
@@ -107,22 +132,12 @@ def run(name: str, store: Path, total: int) -> dict[str, Any]:
     worker = subprocess.Popen(command, stdin=source.stdout, stdout=subprocess.PIPE, text=True)
     assert source.stdout is not None
     source.stdout.close()
-    most, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.5):
-            most = max(most, disk_bytes(store.parent))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    output, _ = worker.communicate()
-    done.set()
-    watcher.join()
+    with watched(lambda: disk_bytes(store.parent), 0.5) as most:
+        output, _ = worker.communicate()
     source.wait()
     if worker.returncode:
         raise SystemExit(f"{name} at {total} ended with code {worker.returncode}")
-    return {**json.loads(output), "peak_disk_bytes": max(most, disk_bytes(store.parent))}
+    return {**json.loads(output), "peak_disk_bytes": most[0]}
 
 
 def measure(total: int, split_up_to: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ SEED = 12
 
 LETTER_BITS = 5
 
-SEEDS = 1 << 21
-"""Inner sequences held at a time: 100 MB with their tables."""
+SEEDS = 1 << 20
+"""Inner sequences held at a time: 150 MB with their tables. The outer ones are read once for each load of seeds."""
 
 PAIRS = 1 << 20
 """Candidate pairs looked at in one go."""
@@ -169,25 +169,33 @@ _SEED_FIELDS = np.dtype(
 
 
 def _seeds(part: Part) -> Iterator[np.ndarray]:
-    """First and last letters of every sequence, up to about `SEEDS` sequences at a time."""
-    gathered: list[np.ndarray] = []
+    """First and last letters of every sequence, `SEEDS` sequences at a time; the array is used again."""
+    held = np.empty(SEEDS, _SEED_FIELDS)
     count = 0
     for index, block in part.blocks():
-        rows = np.zeros(len(block), _SEED_FIELDS)
-        rows["index"], rows["length"] = index, block.lengths
-        rows["size"] = np.minimum(block.lengths, SEED)
-        starts = np.cumsum(block.lengths) - block.lengths
-        for size in np.unique(rows["size"]).tolist():
-            codes, chosen = window_codes(block.letters, size), rows["size"] == size
-            rows["head"][chosen] = codes[starts[chosen]]
-            rows["tail"][chosen] = codes[(starts + block.lengths - size)[chosen]]
-        gathered.append(rows)
-        count += len(rows)
-        if count >= SEEDS:
-            yield np.concatenate(gathered)
-            gathered, count = [], 0
-    if gathered:
-        yield np.concatenate(gathered)
+        rows = _seeds_of(index, block)
+        while len(rows):
+            fits = rows[: SEEDS - count]
+            held[count : count + len(fits)] = fits
+            count += len(fits)
+            rows = rows[len(fits) :]
+            if count == SEEDS:
+                yield held
+                count = 0
+    if count:
+        yield held[:count]
+
+
+def _seeds_of(index: np.ndarray, block: Block) -> np.ndarray:
+    rows = np.zeros(len(block), _SEED_FIELDS)
+    rows["index"], rows["length"] = index, block.lengths
+    rows["size"] = np.minimum(block.lengths, SEED)
+    starts = np.cumsum(block.lengths) - block.lengths
+    for size in np.unique(rows["size"]).tolist():
+        codes, chosen = window_codes(block.letters, size), rows["size"] == size
+        rows["head"][chosen] = codes[starts[chosen]]
+        rows["tail"][chosen] = codes[(starts + block.lengths - size)[chosen]]
+    return rows
 
 
 class _Table:

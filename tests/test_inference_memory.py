@@ -8,7 +8,7 @@ import torch
 from embedding_tools import ALONE_TOLERANCE, LONGEST, made_up, plm, save_model, threads, tiny_model, write_fasta
 
 from proteinlm import read_embeddings
-from proteinlm.inference import Answer, Failure, Query, Runner, RunOptions, forward_all
+from proteinlm.inference import Answer, Failure, Query, Runner, RunOptions, forward_all, plan
 from proteinlm.models.base import Output, Want
 from proteinlm.sequences.batch import PackedBatch
 
@@ -132,3 +132,18 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         _, row = csv.reader(file, delimiter="\t")
     assert row == ["20", "too-large", "", "", "out of memory on its 39 residues alone; use a smaller model"]
     assert [name for name, _ in read_embeddings(out)] == [header.split()[0] for header, _ in proteins[:-1]]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_batches_are_equal_shares_of_what_there_is(lanes: int) -> None:
+    """No batch exceeds the budget, every protein is in one, and every lane gets a batch of nearly the same size."""
+    run = a_runner(tokens=400)
+    around = len(run.model.alphabet.prefix) + len(run.model.alphabet.suffix)
+    with threads(lanes):
+        batches, failures, _ = plan(QUERIES, run)
+    sizes = [sum(len(piece.residues) + around for piece in batch) for batch in batches]
+    rows = [piece.query.row for batch in batches for piece in batch]
+    assert not failures and sorted(rows) == list(range(len(QUERIES)))
+    assert max(sizes) <= 400 and sum(sizes) == sum(len(residues) + around for residues in PROTEINS)
+    assert len(batches) % lanes == 0 or len(batches) > 2 * lanes
+    assert max(sizes) - min(sizes) <= 2 * (LONGEST + around)

@@ -272,17 +272,24 @@ def plan(queries: Iterable[Query], runner: Runner) -> tuple[list[list[Piece]], l
 
 
 def _pack(pieces: list[Piece], budget: int, runner: Runner) -> list[list[Piece]]:
-    """Consecutive pieces together until the next one would exceed the token budget."""
+    """Consecutive pieces together, within the token budget, in equal shares.
+
+    The number of batches is rounded up to what keeps every lane busy (`_lanes`), and a piece goes to the batch in whose
+    share of all tokens its middle lies, so that no lane waits for the last batch of another.
+    """
     around = len(runner.model.alphabet.prefix) + len(runner.model.alphabet.suffix)
+    total = sum(len(piece.residues) + around for piece in pieces)
+    lanes = _lanes(runner)
+    share = total / (-(-max(total, 1) // (budget * lanes)) * lanes)
     batches: list[list[Piece]] = []
-    filled = budget
+    filled, before = budget, 0
     for piece in pieces:
         tokens = len(piece.residues) + around
-        if filled + tokens > budget:
+        if filled + tokens > budget or before + tokens / 2 > share * len(batches):
             batches.append([])
             filled = 0
         batches[-1].append(piece)
-        filled += tokens
+        filled, before = filled + tokens, before + tokens
     return batches
 
 
@@ -322,14 +329,18 @@ def _finished(stitcher: "_Stitcher", cropped: int) -> Answer | Failure:
 PieceAnswer = tuple[Piece, Answer | Failure]
 
 
+def _lanes(runner: Runner) -> int:
+    """Batches that run at the same time."""
+    return min(torch.get_num_threads(), MOST_LANES) if runner.device.type == "cpu" else 1
+
+
 def _run_all(runner: Runner, batches: list[list[Piece]], want: Want) -> Iterator[PieceAnswer]:
     """Run batches in order. On a CPU several run side by side, each on its share of the cores.
 
     One core working through one batch keeps its data in its own cache and waits for nobody; sharing every small
     operation between the cores is slower. With fewer batches than lanes all cores share each batch instead.
     """
-    threads = torch.get_num_threads()
-    lanes = min(threads, MOST_LANES) if runner.device.type == "cpu" else 1
+    threads, lanes = torch.get_num_threads(), _lanes(runner)
     if lanes == 1 or len(batches) < lanes:
         for batch in batches:
             yield from _run(runner, batch, want)

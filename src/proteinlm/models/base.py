@@ -6,10 +6,12 @@ In: `PackedBatch` and `Want`. Out: `Output`, whose tensors are token-addressable
 
 import abc
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import Alphabet
@@ -63,6 +65,8 @@ class ProteinModel(nn.Module, abc.ABC):
         has_contacts, has_attentions, has_logits: whether `Want` of that name can be answered.
         attention_kernel: a name in `attention.KERNELS` that every layer is to use; None chooses.
         precisions: those that `prepare` takes.
+        recompute_layers: whether training keeps only what enters each layer, and computes what is inside again for the
+            backward pass: less memory, one more forward pass, the same numbers.
     """
 
     alphabet: Alphabet
@@ -74,10 +78,18 @@ class ProteinModel(nn.Module, abc.ABC):
     attention_kernel: str | None = None
     precisions: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     has_logits: bool = True
+    recompute_layers: bool = False
 
     @abc.abstractmethod
     def forward(self, batch: PackedBatch, want: Want) -> Output:
         """Run the model over one packed batch and return what `want` names."""
+
+    def through(self, layer: nn.Module, *inputs: Any) -> Any:
+        """What `layer` makes of its inputs; see `recompute_layers`."""
+        if self.recompute_layers and torch.is_grad_enabled():
+            # No layer draws random numbers, so that the generator need not be put back.
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return layer(*inputs)
 
     def wanted(self, hidden_TD: Float[Tensor, "T D"], want: Want) -> Float[Tensor, "M D"]:
         """The hidden states whose logits are wanted."""

@@ -146,7 +146,7 @@ class Esm1(ProteinModel):
         x_TD = x_TD + sinusoidal(batch.positions_T() + FIRST_POSITION, self.width).to(x_TD.dtype)
         output, collector = Output(), _collector(batch, want, self.contact_head)
         x_TD = _run_layers(
-            self.layers,
+            self,
             x_TD,
             AttentionContext(batch.starts, maps=collector, kernel=self.attention_kernel),
             want,
@@ -208,7 +208,7 @@ class Esm1b(ProteinModel):
             x_TD = self.embedding_norm(x_TD)
         output, collector = Output(), _collector(batch, want, self.contact_head)
         x_TD = _run_layers(
-            self.layers,
+            self,
             x_TD,
             AttentionContext(batch.starts, maps=collector, kernel=self.attention_kernel),
             want,
@@ -257,7 +257,7 @@ class Esm2(ProteinModel):
         output, collector = Output(), _collector(batch, want, self.contact_head)
         turns_TF = self.rotary(batch.positions_T())
         context = AttentionContext(batch.starts, turns_TF, maps=collector, kernel=self.attention_kernel)
-        x_TD = _run_layers(self.layers, x_TD, context, want, output)
+        x_TD = _run_layers(self, x_TD, context, want, output)
         _finish(self, self.final_norm(x_TD), want, output, collector)
         return output
 
@@ -266,12 +266,14 @@ def _collector(batch: PackedBatch, want: Want, head: ContactHead | None) -> MapC
     return MapCollector(batch, want, head) if want.attentions or want.contacts else None
 
 
-def _run_layers(layers: nn.ModuleList, x_TD: Tensor, context: AttentionContext, want: Want, output: Output) -> Tensor:
+def _run_layers(
+    model: "Esm1 | Esm1b | Esm2", x_TD: Tensor, context: AttentionContext, want: Want, output: Output
+) -> Tensor:
     """Run the stack; keep the hidden states before each layer that `want` names (the last is the caller's)."""
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(model.layers):
         if index in want.layers:
             output.hidden[index] = x_TD
-        x_TD = layer(x_TD, index, context)
+        x_TD = model.through(layer, x_TD, index, context)
     return x_TD
 
 

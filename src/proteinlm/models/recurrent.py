@@ -106,7 +106,7 @@ class BidirectionalLstm(ProteinModel):
             output.hidden[0] = torch.cat([forward_TD, backward_TD], dim=1)
         last = self.num_layers if want.logits else max(want.layers, default=0)
         for number, layer in enumerate(self.layers[:last], start=1):
-            forward_TD, backward_TD = layer(forward_TD, backward_TD, ahead, back)
+            forward_TD, backward_TD = self.through(layer, forward_TD, backward_TD, ahead, back)
             if number in want.layers:
                 output.hidden[number] = torch.cat([forward_TD, backward_TD], dim=1)
         if want.logits:

@@ -76,6 +76,7 @@ class Trainer:
             if isinstance(module, ContactHead):
                 # It is fitted to a trained model (papers.md 2.5), and nothing here would give it a gradient.
                 module.requires_grad_(False)
+        self.model.recompute_layers = recipe.run.gradient_checkpointing
         self.objective = MaskedLanguageModel(self.model.alphabet, recipe.masking)
         order = Order(self.store, sampling_of(recipe), recipe.data.fraction, recipe.run.seed)
         self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)

@@ -9,6 +9,7 @@ number on every machine.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -76,6 +77,12 @@ def below(keys: UInt64[np.ndarray, "*N"], limits: Int[np.ndarray, "*N"] | int) -
     return np.floor(uniform(keys) * limits).astype(np.int64)
 
 
+@lru_cache
+def _round_keys(key: int) -> tuple[np.uint64, ...]:
+    """The keys of the rounds of one permutation, which is asked for again and again."""
+    return tuple(key_of(key, number) for number in range(ROUNDS))
+
+
 @dataclass(frozen=True)
 class Shuffle:
     """A permutation of 0..size-1 that is computed where it is asked for.
@@ -104,8 +111,8 @@ class Shuffle:
     def _network(self, numbers: np.ndarray, half: int) -> np.ndarray:
         bits, mask = np.uint64(half), np.uint64(2**half - 1)
         left, right = numbers >> bits, numbers & mask
-        for number in range(ROUNDS):
-            left, right = right, left ^ (follow(key_of(self.key, number), right) & mask)
+        for key in _round_keys(self.key):
+            left, right = right, left ^ (follow(key, right) & mask)
         mixed: np.ndarray = (left << bits) | right
         return mixed
 

@@ -4,11 +4,14 @@ In: the file, and `section.key=value` settings. Out: a `Recipe`, every key of wh
 """
 
 import dataclasses
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from proteinlm.checkpoints.contents import meta_model
 from proteinlm.config import from_dict, nearest, to_dict
 from proteinlm.corpora.sampling import Mode
 from proteinlm.errors import InputError
@@ -201,10 +204,22 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "run.engine": ("single", "ddp", "fsdp"),
 }
 
-_POSITIVE = (
-    "data.crop", "batch.tokens", "batch.tokens_per_part", "optimiser.learning_rate", "run.steps", "run.log_every",
-    "run.validate_every", "run.checkpoint_every",
-)  # fmt: skip
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "a number above 0": (
+        lambda value: 0 < value < math.inf,
+        ("data.crop", "batch.tokens", "batch.tokens_per_part", "optimiser.learning_rate", "optimiser.epsilon",
+         "run.steps", "run.log_every", "run.validate_every", "run.checkpoint_every"),
+    ),
+    "0 or a number above it": (
+        lambda value: 0 <= value < math.inf,
+        ("optimiser.weight_decay", "optimiser.clip", "schedule.warmup", "schedule.decay"),
+    ),
+    "0 or a number between 0 and 1": (
+        lambda value: 0 <= value < 1,
+        ("optimiser.beta1", "optimiser.beta2", "optimiser.momentum", "optimiser.averaging"),
+    ),
+}  # fmt: skip
+"""What numbers must be, in words and as a test; for the rest, what they go into says it."""
 
 
 def read_recipe(path: str | Path, settings: tuple[str, ...] = ()) -> Recipe:
@@ -237,7 +252,9 @@ def _put(values: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    values.setdefault(section, {})[key] = value
+    if not isinstance(content := values.setdefault(section, {}), dict):
+        raise InputError(f"{section!r} stands outside every section of the recipe; put it below one before {setting!r}")
+    content[key] = value
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:
@@ -249,10 +266,13 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
     kinds = {"data": Data, "run": Run, "batch": Batch, "masking": Masking, "optimiser": Optimiser, "schedule": Schedule}
     sections: dict[str, Any] = {}
     for name, content in values.items():
-        if name != "model" and name not in kinds:
-            raise InputError(f"{where}: section [{name}] is unknown{nearest(name, ['model', *kinds])}")
         if not isinstance(content, dict):
-            raise InputError(f"{where}: {name!r} stands outside every section; put it below [{name}] or another")
+            raise InputError(f"{where}: {name!r} stands outside every section; put it below the one that it belongs to")
+        if name != "model" and name not in kinds:
+            known = ["model", *kinds]
+            raise InputError(
+                f"{where}: section [{name}] is unknown{nearest(name, known) or '; known: ' + ', '.join(known)}"
+            )
         sections[name] = content if name == "model" else from_dict(kinds[name], content, f"{where}, [{name}]")
     for name in ("model", "data", "run"):
         if name not in sections:
@@ -271,15 +291,21 @@ def _check(recipe: Recipe, where: str) -> None:
             raise InputError(
                 f"{where}: {name} is {value!r}{nearest(value, choices)}; choose one of {', '.join(choices)}"
             )
-    for name in _POSITIVE:
-        section, key = name.split(".")
-        if values[section][key] <= 0:
-            raise InputError(f"{where}: {name} is {values[section][key]}; give a number above 0")
-    if not 0 <= recipe.optimiser.averaging < 1:
-        raise InputError(f"{where}: optimiser.averaging is {recipe.optimiser.averaging}; give 0, or a decay below 1")
-    if recipe.schedule.warmup < 0 or not 0 <= recipe.schedule.decay <= recipe.run.steps:
-        raise InputError(f"{where}: schedule.warmup and schedule.decay must lie between 0 and run.steps")
-    recipe.architecture()
+    for words, (within, names) in _RANGES.items():
+        for name in names:
+            section, key = name.split(".")
+            if not within(values[section][key]):
+                raise InputError(f"{where}: {name} is {values[section][key]}; give {words}")
+    if recipe.schedule.decay > recipe.run.steps:
+        raise InputError(
+            f"{where}: schedule.decay is {recipe.schedule.decay}, more than run.steps = {recipe.run.steps}; lower it"
+        )
+    model = meta_model(*recipe.architecture(), f"{where}, [model]")
+    if model.max_residues is not None and recipe.data.crop > model.max_residues:
+        raise InputError(
+            f"{where}: data.crop is {recipe.data.crop}, and the model has positions for {model.max_residues} residues; "
+            "lower it"
+        )
 
 
 def sampling_of(recipe: Recipe) -> Mode:

@@ -33,6 +33,9 @@ another order differ by some 1e-7 of their size. AdamW divides by the size of th
 1e-4 here: a gradient that is nothing but rounding (a bias of all keys, which softmax does not see) must not become a
 whole step."""
 
+SLOW_DDP, SLOW_FSDP = (pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "fsdp"))
+"""What one engine has shown is left to the slow run for the other."""
+
 DIGITS = 1e-5
 """Tables hold six digits; a number on the border between two may be rounded either way."""
 
@@ -83,7 +86,7 @@ def test_the_bound_means_something(folder: Path, single: Path) -> None:
     assert largest_difference(weights(single), before) > 1e3 * BOUND
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", SLOW_FSDP])
 def test_three_processes_killed_and_taken_up_again(folder: Path, single: Path, engine: str) -> None:
     """One of three is killed in step 7; all three go on from step 5 and end where a run without mishap ends."""
     recipe = parallel(folder, engine)
@@ -147,7 +150,7 @@ def test_a_shard_that_is_missing_is_told(folder: Path) -> None:
     assert "every process must see the whole folder" in output(job)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", [SLOW_DDP, "fsdp"])
 def test_another_recipe_is_refused_by_all(folder: Path, engine: str) -> None:
     target = folder / f"other_{engine}"
     assert run(Job(parallel(folder, engine, ("run.steps", 1)), target, world=2)) == [0, 0]
@@ -156,7 +159,10 @@ def test_another_recipe_is_refused_by_all(folder: Path, engine: str) -> None:
     assert "model.width was 16 and is now 24" in output(job)
 
 
-@pytest.mark.parametrize(("engine", "rank"), [("ddp", 0), ("fsdp", 0), ("fsdp", 1)])
+@pytest.mark.parametrize(
+    ("engine", "rank"),
+    [("ddp", 0), pytest.param("fsdp", 0, marks=pytest.mark.slow), pytest.param("fsdp", 1, marks=pytest.mark.slow)],
+)
 def test_a_full_disk_of_one_process_ends_all(folder: Path, engine: str, rank: int) -> None:
     """One line on each, and the older checkpoint takes the run to its end."""
     target = folder / f"full_{engine}{rank}"
@@ -171,7 +177,7 @@ def test_a_full_disk_of_one_process_ends_all(folder: Path, engine: str, rank: in
     assert "going on from step 5" in output(job)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", SLOW_FSDP])
 def test_a_signal_to_one_ends_all_after_the_same_step(folder: Path, engine: str) -> None:
     target = folder / f"signal_{engine}"
     job = Job(parallel(folder, engine), target, world=2, mishap=Mishap(stop_at=4, rank=1))
@@ -217,13 +223,23 @@ def test_too_small_a_batch_for_the_processes(folder: Path) -> None:
     assert "a batch of 80 tokens may hold only 1 stretches of 42, and there are 2 processes" in output(job)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", [
-    {"architecture": "esm1", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32},
-    {"architecture": "esm1b", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32, "max_positions": 64},
-    {"architecture": "lstm", "num_layers": 2, "width": 8},
-], ids=lambda model: model["architecture"])  # fmt: skip
+ESM1 = {"architecture": "esm1", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
+ESM1B = {**ESM1, "architecture": "esm1b", "max_positions": 64}
+LSTM = {"architecture": "lstm", "num_layers": 2, "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("model", "engine"),
+    [
+        (ESM1B, "ddp"),
+        (LSTM, "fsdp"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(ESM1, "ddp"), (LSTM, "ddp")]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(ESM1, "fsdp"), (ESM1B, "fsdp")]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["architecture"],
+)
 def test_every_architecture(folder: Path, model: dict[str, object], engine: str) -> None:
+    """With gradient checkpointing, which must get along with both engines."""
     name = f"{model['architecture']}_{engine}"
     few = (*CALM, ("run.steps", 3), ("run.gradient_checkpointing", True))
     train(small_recipe(folder, *few, model=model), folder / name)

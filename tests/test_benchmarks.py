@@ -116,3 +116,27 @@ def test_the_floor_counts_what_a_model_multiplies(program: ModuleType) -> None:
     unused = [p.numel() for n, p in model.named_parameters() if n.startswith(("masked_head", "contact_head"))]
     assert floor.parameters == sum(p.numel() for p in model.parameters()) - sum(unused)
     assert floor.exponentials == shape.num_layers * shape.num_heads * 102**2
+
+
+@pytest.mark.slow
+def test_a_training_step_is_timed_at_equal_losses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed (extra `test`)")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("benchmark_train", BENCHMARKS / "train.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    output = tmp_path / "result.json"
+    module.main(["--shapes", "tiny", "--steps", "1", "--threads", "1", "--output", str(output)])
+    subjects = json.loads(output.read_text())["shapes"]["tiny"]["subjects"]
+    assert set(subjects) == set(module.SUBJECTS)
+    for entry in subjects.values():
+        assert len(entry["losses"]) == 2 and entry["tokens_per_second"] > 0
+    first, second = (subjects[name]["losses"] for name in ("hf-fp32", "ours-fp32"))
+    assert second == pytest.approx(first, rel=1e-4), "equal after an update too"
+    assert "of the floor" in capsys.readouterr().out
+    monkeypatch.setitem(module.TOLERANCE, "bf16", 1e-9)
+    with pytest.raises(SystemExit, match=r"the first loss of hf-bf16 is .*, not"):
+        module.main(["--shapes", "tiny", "--steps", "1", "--threads", "1", "--output", str(output)])

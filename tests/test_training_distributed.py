@@ -1,5 +1,8 @@
 """Many processes train as one does; what they save loads at any number of them; what cannot be is refused."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ from training_tools import (
 
 from proteinlm.errors import InputError
 from proteinlm.training.engine import engine_of
-from proteinlm.training.loop import CHECKPOINT
+from proteinlm.training.loop import CHECKPOINT, MODEL
 from proteinlm.training.recipe import Recipe
 from proteinlm.training.records import read_table
 
@@ -215,6 +218,26 @@ def test_muon_is_not_sharded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert run(Job(parallel(folder, "ddp", muon, ("run.steps", 3)), folder / "muon2", world=2)) == [0, 0]
     # Newton-Schulz runs in bf16, where a last bit of the gradient may turn into 2^-8 of an update (1.6e-4 here).
     assert largest_difference(weights(folder / "muon1"), weights(folder / "muon2")) < 5e-6
+
+
+@pytest.mark.slow
+def test_torchrun(folder: Path, single: Path) -> None:
+    """The launcher itself, as the page on pretraining shows it, with a recipe in a file."""
+    values = parallel(folder, "fsdp").as_dict()
+    lines = []
+    for section, keys in values.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None]
+    (folder / "recipe.toml").write_text("\n".join(lines))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "proteinlm.cli", "pretrain", str(folder / "recipe.toml"), "-o", str(folder / "torchrun")),
+        *("--device", "cpu"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(folder / "torchrun" / MODEL), "one process tells where the model is"
+    assert largest_difference(weights(folder / "torchrun"), weights(single)) < BOUND
 
 
 def test_too_small_a_batch_for_the_processes(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A recipe says everything; whatever in it is misspelt, misplaced or out of range is told in one line."""
 
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from training_tools import small_corpus, small_recipe, trainer
 from proteinlm.config import to_dict
 from proteinlm.errors import InputError
 from proteinlm.models import PRESETS
+from proteinlm.objectives.masked import Masking
 from proteinlm.training.recipe import MAY_CHANGE, Batch, Data, Optimiser, Recipe, Run, Schedule, read_recipe, recipe_of
 
 GOOD = """
@@ -166,3 +167,24 @@ def test_what_may_change_in_a_run_exists() -> None:
     known = {f"{section}.{field.name}" for section, kind in sections.items() for field in fields(kind)}
     assert known >= MAY_CHANGE
     assert len(MAY_CHANGE) >= 10
+
+
+def test_the_page_has_every_key_and_its_default() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pretraining.md").read_text("utf-8")
+    sections = {
+        "data": Data, "batch": Batch, "masking": Masking, "optimiser": Optimiser, "schedule": Schedule, "run": Run,
+    }  # fmt: skip
+    told = dict(re.findall(rf"^\| `((?:{'|'.join(sections)})\.\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
+    expected = {}
+    for section, kind in sections.items():
+        for field in fields(kind):
+            value = field.default
+            word = (
+                {"": "none", True: "true", False: "false"}.get(value, value) if isinstance(value, str | bool) else value
+            )
+            expected[f"{section}.{field.name}"] = "required" if value is MISSING else word
+    assert told.keys() == expected.keys()
+    for name, word in told.items():
+        value = expected[name]
+        same = float(word) == value if isinstance(value, int | float) else word.strip("`") == value
+        assert same, f"{name}: the page says {word}, the default is {value}"

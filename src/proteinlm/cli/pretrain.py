@@ -3,6 +3,7 @@
 In: a recipe, settings over it, a folder. Out: the run's folder; the same command goes on with it.
 """
 
+import os
 from pathlib import Path
 
 import click
@@ -28,6 +29,9 @@ def pretrain(recipe: Path, folder: Path, settings: tuple[str, ...], device: str)
 
     keep_freed_memory()
     finished = pretrain(read_recipe(recipe, settings), folder, choose_device(device), _say)
+    if os.environ.get("RANK", "0") != "0":
+        # One of many processes under torchrun; the first one tells how it went.
+        return 0
     try:
         draw(folder)
     except InputError as error:

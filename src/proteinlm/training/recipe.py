@@ -105,7 +105,6 @@ class Run:
         precision: fp32, or bf16 (matrix products in bf16; weights, sums and updates in fp32).
         engine: single, ddp or fsdp; the last two under torchrun.
         gradient_checkpointing: keep only what enters each layer, and compute the rest again in the backward pass.
-        compile: let torch.compile fuse the model.
         log_every, validate_every, checkpoint_every: in steps.
         tensorboard: write TensorBoard events besides the tables.
     """
@@ -115,7 +114,6 @@ class Run:
     precision: str = "bf16"
     engine: str = "single"
     gradient_checkpointing: bool = False
-    compile: bool = False
     log_every: int = 10
     validate_every: int = 500
     checkpoint_every: int = 500
@@ -183,7 +181,6 @@ class Recipe:
 MAY_CHANGE = {
     "run.steps",
     "run.engine",
-    "run.compile",
     "run.gradient_checkpointing",
     "run.log_every",
     "run.validate_every",

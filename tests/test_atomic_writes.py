@@ -8,7 +8,7 @@ from tiny_models import tiny
 
 from proteinlm import checkpoints
 from proteinlm.checkpoints.contents import architecture_of
-from proteinlm.checkpoints.files import atomic_file
+from proteinlm.checkpoints.files import atomic_file, write_safetensors
 from proteinlm.errors import InputError
 
 
@@ -61,3 +61,11 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 # Names
+
+
+def test_others_may_read_what_the_user_lets_them(tmp_path: Path) -> None:
+    """A model that was written is as readable as any other new file; safetensors alone would keep it to its owner."""
+    (tmp_path / "plain").write_text("")
+    with atomic_file(tmp_path / "model.safetensors") as temporary:
+        write_safetensors(temporary, {"x": torch.zeros(2)}, {})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -246,6 +246,16 @@ def test_too_small_a_batch_for_the_processes(folder: Path) -> None:
     assert "a batch of 80 tokens may hold only 1 stretches of 42, and there are 2 processes" in output(job)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_bf16(folder: Path, engine: str) -> None:
+    """Products of the weights' gradients are rounded to 2^-9 in every part, and other processes have other parts."""
+    bf16 = (*CALM, ("run.steps", 3), ("run.precision", "bf16"))
+    train(small_recipe(folder, *bf16), folder / f"bf16_{engine}1")
+    job = Job(small_recipe(folder, *bf16, ("run.engine", engine)), folder / f"bf16_{engine}2", world=2)
+    assert run(job) == [0, 0], output(job)
+    assert losses(job.folder) == pytest.approx(losses(folder / f"bf16_{engine}1"), rel=1e-3)
+
+
 ESM1 = {"architecture": "esm1", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
 ESM1B = {**ESM1, "architecture": "esm1b", "max_positions": 64}
 LSTM = {"architecture": "lstm", "num_layers": 2, "width": 8}

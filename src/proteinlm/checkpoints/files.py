@@ -202,6 +202,18 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def ordinary_mode() -> int:
+    """Who may read and write a new file, by the user's own settings; safetensors lets nobody else read what it writes.
+
+    >>> ordinary_mode() & 0o600 == 0o600
+    True
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as they are. Call it on a path from `atomic_file` or `atomic_folder`."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(ordinary_mode())

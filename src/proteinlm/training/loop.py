@@ -150,7 +150,8 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         bf16 = self.recipe.run.precision == "bf16"
-        return torch.autocast(self.engine.device.type, dtype=torch.bfloat16, enabled=bf16)
+        # A weight is cast once in a pass; to keep all casts until its end would undo what fsdp saves.
+        return torch.autocast(self.engine.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     def _update(self, scale: float) -> float:
         """Scale, clip and apply the gradients; a gradient that is not finite is dropped."""

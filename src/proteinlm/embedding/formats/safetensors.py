@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from proteinlm.checkpoints.files import ordinary_mode
 from proteinlm.embedding.formats.base import Assembly, Move, OutputFormat, content_files
 from proteinlm.embedding.names import key_of
 from proteinlm.embedding.pooling import Stored
@@ -145,7 +146,9 @@ class _ShardSet:
 
     def _flush(self) -> None:
         metadata = json.dumps({"provenance": self.assembly.provenance, "entries": self.entries}, sort_keys=True)
-        save_file(self.tensors, self._temporary(str(self.written)), metadata={METADATA_KEY: metadata})
+        shard = self._temporary(str(self.written))
+        save_file(self.tensors, shard, metadata={METADATA_KEY: metadata})
+        shard.chmod(ordinary_mode())
         self.keys.writelines(f"{self.written}\t{json.dumps(key)}\n" for key in self.tensors)
         self.tensors, self.entries, self.waiting = {}, [], 0
         self.written += 1

@@ -31,3 +31,16 @@ def clusters(store: Store) -> list[list[str]]:
         [store.identifier(index) for index in store.members[start:end].tolist()]
         for start, end in itertools.pairwise(starts)
     ]
+
+
+def example_store(folder: Path, clusters: bool = True) -> Path:
+    """A store of 40 proteins of `examples/`; neighbours share a cluster, named after the first of the two."""
+    examples = Path(__file__).resolve().parents[1] / "examples" / "proteins.fasta"
+    records = examples.read_text("utf-8").split(">")[1:41]
+    with (folder / "small.fasta").open("w", encoding="utf-8") as file:
+        for number, record in enumerate(records):
+            header, residues = record.split("\n", 1)
+            lead = records[number // 2 * 2].split()[0]
+            file.write(f">{header.split()[0]} {lead}\n{residues}")
+    build(folder / "small.fasta", folder / "store", BuildOptions(clusters="header" if clusters else None))
+    return folder / "store"

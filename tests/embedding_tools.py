@@ -73,6 +73,13 @@ def a_job(source: str, out: Path, model: str, **settings: object) -> EmbedJob:
     return EmbedJob(source, out, model, settings=EmbedSettings(**settings), options=options, block_records=4)
 
 
+def beside(job: EmbedJob, folder: str) -> EmbedJob:
+    """The same job with its output in another, new folder."""
+    path = job.out.parent.with_name(folder)
+    path.mkdir()
+    return replace(job, out=path / job.out.name)
+
+
 def run(job: EmbedJob, **changes: object) -> Summary:
     summary = embed_file(replace(job, **changes), Silent())
     assert isinstance(summary, Summary)

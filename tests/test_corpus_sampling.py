@@ -9,7 +9,7 @@ import pytest
 from corpus_tools import built
 
 from proteinlm.corpora.build import BuildOptions
-from proteinlm.corpora.sampling import MODES, Mode, Order, Shuffle, below, follow, key_of, mix, uniform
+from proteinlm.corpora.sampling import MODES, Order, Shuffle, below, follow, key_of, mix, uniform
 from proteinlm.corpora.store import Store
 from proteinlm.corpora.stream import Crop, Stream
 from proteinlm.errors import InputError
@@ -124,7 +124,7 @@ def test_neighbours_do_not_stay_neighbours() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_epoch_visits_each_unit_once(store: Store, mode: Mode) -> None:
+def test_an_epoch_visits_each_unit_once(store: Store, mode: str) -> None:
     order = Order(store, mode, seed=3)
     cluster_of = np.empty(len(store), int)
     for cluster, (start, end) in enumerate(pairwise(store.cluster_starts)):
@@ -161,7 +161,7 @@ def test_clusters_and_members_are_uniform(store: Store) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_fractions_are_exact_and_nested(store: Store, mode: Mode) -> None:
+def test_fractions_are_exact_and_nested(store: Store, mode: str) -> None:
     """A fraction has as many units as it says, the same in every epoch, and contains every smaller one."""
     before: set[int] = set()
     unit_of = np.arange(len(store))

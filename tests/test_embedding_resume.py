@@ -17,7 +17,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from embedding_tools import a_job, digests, made_up, plm, run, save_model, write_fasta
+from embedding_tools import a_job, beside, digests, made_up, plm, run, save_model, write_fasta
 from forked import Death, embed_in_a_process, plm_in_a_process, wait_until
 
 from proteinlm.embedding import parts
@@ -49,26 +49,19 @@ def job(tmp_path: Path) -> EmbedJob:
     return a_job(source, tmp_path / "out" / "out.h5", save_model(tmp_path))
 
 
-def elsewhere(job: EmbedJob, folder: str) -> EmbedJob:
-    """The same job with its output in another, new folder."""
-    path = job.out.parent.with_name(folder)
-    path.mkdir()
-    return replace(job, out=path / job.out.name)
-
-
 def manifest_lines(job: EmbedJob) -> int:
     manifest = PartsFolder.beside(job.out) / "manifest.jsonl"
     return len(manifest.read_text().splitlines()) if manifest.exists() else 0
 
 
 def test_killed_before_any_file_operation(job: EmbedJob) -> None:
-    whole = elsewhere(job, "whole")
+    whole = beside(job, "whole")
     assert embed_in_a_process(whole)
     expected = digests(whole.out.parent)
     assert expected.keys() == {"out.h5", "out.h5.refused.tsv"}
     states = set()
     for number in range(1, 200):
-        killed = elsewhere(job, f"killed-{number}")
+        killed = beside(job, f"killed-{number}")
         folder = killed.out.parent
         if embed_in_a_process(killed, Death(number, folder)):
             break
@@ -90,10 +83,10 @@ def test_killed_while_the_output_is_written(format_name: str, job: EmbedJob) -> 
     name, settings = FORMATS[format_name]
     job = a_job(job.source, job.out.with_name(name), job.model, **settings)
     job = replace(job, format=format_name)
-    whole = elsewhere(job, "whole")
+    whole = beside(job, "whole")
     run(whole)
     expected = digests(whole.out.parent)
-    ready = elsewhere(job, "ready")
+    ready = beside(job, "ready")
     assert not embed_in_a_process(ready, Death(1, PartsFolder.beside(ready.out) / "assembly"))
     assert manifest_lines(ready) == 2, "every block is there, and nothing of the output"
     for number in range(1, 100, 2):  # every other one, for time's sake
@@ -285,7 +278,7 @@ def test_a_folder_that_is_not_ours_is_never_replaced(job: EmbedJob) -> None:
 
 @pytest.mark.parametrize("damage", ["torn line", "torn part", "altered part", "lost part", "nonsense", "lost manifest"])
 def test_what_a_power_cut_leaves_is_done_again(damage: str, job: EmbedJob) -> None:
-    whole = elsewhere(job, "whole")
+    whole = beside(job, "whole")
     run(whole)
     begun(job)
     folder = PartsFolder.beside(job.out)
@@ -308,7 +301,7 @@ def test_what_a_power_cut_leaves_is_done_again(damage: str, job: EmbedJob) -> No
 
 
 def test_a_full_disk_keeps_what_is_finished(job: EmbedJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = elsewhere(job, "whole")
+    whole = beside(job, "whole")
     run(whole)
     calls = []
 

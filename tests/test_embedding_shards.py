@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedding_tools import a_job, digests, made_up, plm, run, save_model, threads, write_fasta
+from embedding_tools import a_job, beside, digests, made_up, plm, run, save_model, threads, write_fasta
 from forked import plm_in_a_process, wait_until
 
 from proteinlm import read_embeddings
@@ -36,13 +36,6 @@ def job(tmp_path: Path) -> EmbedJob:
     (tmp_path / "shards").mkdir()
     source = write_fasta(tmp_path / "in.fasta", PROTEINS)
     return a_job(source, tmp_path / "shards" / "out.h5", save_model(tmp_path))
-
-
-def beside(job: EmbedJob, folder: str) -> EmbedJob:
-    """The same job in another folder."""
-    path = job.out.parent.with_name(folder)
-    path.mkdir()
-    return replace(job, out=path / job.out.name)
 
 
 def run_shard(job: EmbedJob, number: int, count: int) -> ShardSummary:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpus_tools import example_store
 
 from proteinlm.checkpoints import load
 from proteinlm.config import to_dict
-from proteinlm.corpora.build import BuildOptions, build
 from proteinlm.models import ARCHITECTURES, on_meta
 from proteinlm.training.loop import MODEL, pretrain
 from proteinlm.training.recipe import Recipe, read_recipe
@@ -39,16 +39,7 @@ OF_TABLE_1 = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    records = (ROOT / "examples" / "proteins.fasta").read_text("utf-8").split(">")[1:41]
-    with (folder / "small.fasta").open("w", encoding="utf-8") as file:
-        for number, record in enumerate(records):
-            header, residues = record.split("\n", 1)
-            # Pairs of neighbours share a cluster, named after the first of them.
-            lead = records[number // 2 * 2].split()[0]
-            file.write(f">{header.split()[0]} {lead}\n{residues}")
-    build(folder / "small.fasta", folder / "store", BuildOptions(clusters="header"))
-    return folder / "store"
+    return example_store(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from proteinlm.config import Config, from_dict
 from proteinlm.errors import InputError
 
 Kind = Literal["safetensors", "torch", "npz", "npy"]
@@ -133,6 +134,23 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is truncated or damaged ({_first_line(error)}); get it again") from error
+
+
+def read_card(kind: type[Config], text: str, version: int, path: Path) -> Config:
+    """What a file of ours says of itself: a JSON object with the fields of `kind`, one of them `format_version`.
+
+    Raises:
+        InputError: it is none, is of another version than `version`, or has other fields.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its metadata is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: its metadata is not a JSON object")
+    if (found := values.get("format_version")) != version:
+        raise InputError(f"{path} is of format version {found!r}, not of format version {version}; update proteinlm")
+    return from_dict(kind, values, f"{path}: metadata")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from proteinlm.checkpoints.contents import (
     require_layers,
     weights_of,
 )
-from proteinlm.checkpoints.files import atomic_file, read_metadata, read_safetensors, write_safetensors
+from proteinlm.checkpoints.files import atomic_file, read_card, read_metadata, read_safetensors, write_safetensors
 from proteinlm.config import from_dict, nearest, to_dict
 from proteinlm.errors import InputError
 from proteinlm.models import ARCHITECTURES, ModelConfig
@@ -85,16 +85,7 @@ def read(path: Path) -> tuple[Contents, Card]:
 
 def _card(text: str, path: Path) -> Card:
     """The card of a file, checked as far as it can be without the tensors."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: its metadata is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: its metadata is not a JSON object")
-    if values.get("format_version") != FORMAT_VERSION:
-        found = values.get("format_version")
-        raise InputError(f"{path} has format version {found!r}, read here: {FORMAT_VERSION}; update proteinlm")
-    card = from_dict(Card, values, f"{path}: metadata")
+    card = read_card(Card, text, FORMAT_VERSION, path)
     if card.architecture not in ARCHITECTURES:
         hint = nearest(card.architecture, ARCHITECTURES)
         raise InputError(f"{path}: architecture {card.architecture!r} is unknown{hint}")

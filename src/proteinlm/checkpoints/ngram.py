@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from proteinlm.checkpoints.files import atomic_file, kind_of, read_safetensors, write_safetensors
+from proteinlm.checkpoints.files import atomic_file, kind_of, read_card, read_safetensors, write_safetensors
 from proteinlm.config import from_dict, to_dict
 from proteinlm.errors import InputError
 from proteinlm.models.ngram import BITS, LETTERS, NGram, NGramConfig
@@ -69,7 +69,7 @@ def load_ngram(path: str | Path) -> NGram:
     tensors, metadata = read_safetensors(path)
     if ENTRY not in metadata:
         raise InputError(f"{path} holds no n-gram counts; give a file that was saved from an n-gram model")
-    card = _card(metadata[ENTRY], path)
+    card = read_card(NGramCard, metadata[ENTRY], FORMAT_VERSION, path)
     config = from_dict(NGramConfig, card.config, f"{path}: config")
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     size = len(tensors["keys"]) if "keys" in tensors else 0
@@ -82,16 +82,6 @@ def load_ngram(path: str | Path) -> NGram:
     if not fits or not (keys_K[1:] > keys_K[:-1]).all():
         raise InputError(f"{path}: its keys are not those of a context of {config.context}; get it again")
     return NGram.from_counts(config, keys_K, counts_K)
-
-
-def _card(text: str, path: Path) -> NGramCard:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: its metadata is not JSON ({error})") from error
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path} is not of format version {FORMAT_VERSION}, which is read here; update proteinlm")
-    return from_dict(NGramCard, values, f"{path}: metadata")
 
 
 def _digest(keys_K: np.ndarray, counts_K: np.ndarray) -> str:

@@ -41,6 +41,11 @@ class ListCommand(click.Command):
         return super().parse_args(ctx, joined)
 
 
+def say(line: str) -> None:
+    """Tell the user one line, on standard error."""
+    click.echo(line, err=True)
+
+
 class Bar(Progress):
     """Lines on standard error, and a bar there if it is a terminal."""
 
@@ -49,7 +54,7 @@ class Bar(Progress):
 
     def say(self, line: str) -> None:
         """Print the line."""
-        click.echo(line, err=True)
+        say(line)
 
     def begin(self, residues: int) -> None:
         """Draw the bar."""

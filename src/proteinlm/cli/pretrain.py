@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from proteinlm.cli.common import say
 from proteinlm.errors import InputError
 
 
@@ -28,20 +29,16 @@ def pretrain(recipe: Path, folder: Path, settings: tuple[str, ...], device: str)
     from proteinlm.training.recipe import read_recipe
 
     keep_freed_memory()
-    finished = pretrain(read_recipe(recipe, settings), folder, choose_device(device), _say)
+    finished = pretrain(read_recipe(recipe, settings), folder, choose_device(device), say)
     if os.environ.get("RANK", "0") != "0":
         # One of many processes under torchrun; the first one tells how it went.
         return 0
     try:
         draw(folder)
     except InputError as error:
-        _say(f"no learning curve: {error}")
+        say(f"no learning curve: {error}")
     if not finished:
-        _say(f"stopped; run the same command again to go on with {folder}")
+        say(f"stopped; run the same command again to go on with {folder}")
         return 130
     click.echo(f"{folder / MODEL}")
     return 0
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from proteinlm.cli.common import say
+
 TABLES = ("table1",)
 SCALES = ("tiny", "small", "full")
 
@@ -31,9 +33,9 @@ def reproduce(table: str, store: str, validation: str, scale: str, folder: Path,
     keep_freed_memory()
     job = Job(store, validation, scale, folder, seed)
     try:
-        path = run(job, choose_device(device), lambda line: click.echo(line, err=True))
+        path = run(job, choose_device(device), say)
     except KeyboardInterrupt:
-        click.echo(f"plm: interrupted; run the same command again to go on with {folder}", err=True)
+        say(f"plm: interrupted; run the same command again to go on with {folder}")
         return 130
     click.echo(path.read_text("utf-8"), nl=False)
     return 0

@@ -10,7 +10,6 @@ number on every machine.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
@@ -18,11 +17,9 @@ from jaxtyping import Float, Int, UInt64
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
 
-Mode = Literal["all", "representatives", "clusters"]
+MODES = ("all", "representatives", "clusters")
 """What one epoch visits once: every sequence (UR100), every cluster's representative (UR50/S), or every cluster, of
 which a member is then drawn uniformly (UR50/D); papers.md 1."""
-
-MODES: tuple[Mode, ...] = ("all", "representatives", "clusters")
 
 ROUNDS = 6
 """Rounds of the Feistel network; four make a permutation that no efficient test tells from a random one (Luby and
@@ -123,7 +120,7 @@ class Order:
 
     Args:
         store: the corpus.
-        mode: what an epoch visits once.
+        mode: what an epoch visits once, of `MODES`.
         fraction: part of the sequences (or clusters) that is used at all, the same in every epoch; smaller fractions
             of the same seed are contained in larger ones.
         seed: of the fraction, of every epoch's order and of the members drawn.
@@ -133,7 +130,7 @@ class Order:
     """
 
     store: Store
-    mode: Mode = "clusters"
+    mode: str = "clusters"
     fraction: float = 1.0
     seed: int = 0
 

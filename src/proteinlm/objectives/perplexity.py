@@ -22,6 +22,7 @@ import torch
 from proteinlm.corpora.sampling import key_of
 from proteinlm.metrics import Totals
 from proteinlm.models.base import ProteinModel
+from proteinlm.objectives.base import Example
 from proteinlm.objectives.masked import MaskedLanguageModel, cross_entropy
 from proteinlm.sequences.batch import PackedBatch
 
@@ -60,13 +61,9 @@ def protein_losses(
     device = next(model.parameters()).device
     with torch.no_grad():
         for rows in _batches(sequences, tokens_per_batch):
-            encoded = [model.alphabet.encode(sequences[row]) for row in rows]
-            batch = PackedBatch.pack(encoded, rows, len(model.alphabet.prefix), len(model.alphabet.suffix))
-            keys_B = np.array([_key(sequences[row], seed) for row in rows], np.uint64)
-            example = objective.prepare(batch, keys_B)
+            example, hidden = _example(objective, [sequences[row] for row in rows], seed)
             losses = cross_entropy(model, example.to(device)).double().cpu().numpy()
-            owner = np.searchsorted(batch.starts, example.places_M.numpy(), side="right") - 1
-            hidden = example.batch.tokens_T[example.places_M].eq(objective.mask).numpy()
+            owner = np.searchsorted(example.batch.starts, example.places_M.numpy(), side="right") - 1
             for (sums, counts), which in ((found.hidden, hidden), (found.chosen, slice(None))):
                 sums[rows] = np.bincount(owner[which], losses[which], minlength=len(rows))
                 counts[rows] = np.bincount(owner[which], minlength=len(rows))
@@ -84,13 +81,19 @@ def hidden_positions(objective: MaskedLanguageModel, sequences: Sequence[str], s
         positions from 0 in each protein, int64.
     """
     found = []
-    alphabet = objective.alphabet
     for residues in sequences:
-        batch = PackedBatch.pack([alphabet.encode(residues)], None, len(alphabet.prefix), len(alphabet.suffix))
-        example = objective.prepare(batch, np.array([_key(residues, seed)], np.uint64))
-        hidden = example.batch.tokens_T[example.places_M].eq(objective.mask)
-        found.append(example.places_M[hidden].numpy() - len(alphabet.prefix))
+        example, hidden = _example(objective, [residues], seed)
+        found.append(example.places_M.numpy()[hidden] - example.batch.prefix)
     return found
+
+
+def _example(objective: MaskedLanguageModel, sequences: Sequence[str], seed: int) -> tuple[Example, np.ndarray]:
+    """Proteins with their fixed masks, and which of the chosen residues the mask token replaced, bool, shape (M,)."""
+    alphabet = objective.alphabet
+    encoded = [alphabet.encode(residues) for residues in sequences]
+    batch = PackedBatch.pack(encoded, None, len(alphabet.prefix), len(alphabet.suffix))
+    example = objective.prepare(batch, np.array([_key(residues, seed) for residues in sequences], np.uint64))
+    return example, example.batch.tokens_T[example.places_M].eq(objective.mask).numpy()
 
 
 def _key(residues: str, seed: int) -> np.uint64:

@@ -9,7 +9,7 @@ Source: papers.md 2.6. The paper's rows on data use 34 layers; at the small scal
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from proteinlm import checkpoints
 from proteinlm.checkpoints.files import atomic_file
+from proteinlm.corpora.sampling import Order
 from proteinlm.corpora.split import SplitOptions, is_held_out
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
@@ -28,7 +29,7 @@ from proteinlm.models.ngram import NGram, search_grid
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import hidden_positions, protein_losses
 from proteinlm.sequences.alphabet import ESM1B
-from proteinlm.training.loop import MODEL, pretrain, read_proteins
+from proteinlm.training.loop import MODEL, claimed, pretrain, read_proteins
 from proteinlm.training.recipe import Batch, Data, Optimiser, Recipe, Run, Schedule
 
 
@@ -143,17 +144,33 @@ def reproduce(job: Job, device: torch.device, say: Callable[[str], None] = print
     """
     if job.scale not in SCALES:
         raise InputError(f"scale {job.scale!r} is unknown; choose one of {', '.join(SCALES)}")
+    store = Store.open(job.store)
+    Order(store, "clusters")  # refuses a store without clusters before anything is run
+    proteins = read_proteins(job.validation, on_meta("esm1b", Esm1bConfig()))
     losses: dict[str, Totals] = {}
-    for row in ROWS:
-        say(f"{row.name} ...")
-        losses[row.name] = _losses(row, job, device, say)
-        say(f"{row.name}: ECE {_ece(losses[row.name])}")
-    results = _results(job, losses)
-    with atomic_file(job.folder / "table1.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1), "utf-8")
-    with atomic_file(job.folder / "table1.md") as temporary:
-        temporary.write_text(markdown(results), "utf-8")
+    with claimed(job.folder):
+        for row in ROWS:
+            say(f"{row.name} ...")
+            twin = _twin(row, job)
+            losses[row.name] = losses[twin] if twin else _losses(row, job, proteins, device, say)
+            say(f"{row.name}: ECE {_ece(losses[row.name])}" + (f", the same run as {twin}" if twin else ""))
+        results = _results(job, store, losses)
+        _write(job.folder / "table1.json", json.dumps(results, indent=1))
+        _write(job.folder / "table1.md", markdown(results))
     return job.folder / "table1.md"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def _twin(row: Row, job: Job) -> str | None:
+    """An earlier row that is the same run at this scale: where 12 layers stand for 34, two rows are."""
+    if row.model is None:
+        return None
+    earlier = (one for one in ROWS[: ROWS.index(row)] if one.model is not None)
+    return next((one.name for one in earlier if recipe_of_row(one, job) == recipe_of_row(row, job)), None)
 
 
 def recipe_of_row(row: Row, job: Job) -> Recipe:
@@ -172,7 +189,7 @@ def recipe_of_row(row: Row, job: Job) -> Recipe:
     )
 
 
-def _losses(row: Row, job: Job, device: torch.device, say: Callable[[str], None]) -> Totals:
+def _losses(row: Row, job: Job, proteins: list[str], device: torch.device, say: Callable[[str], None]) -> Totals:
     """Per-protein losses of a row over the hidden residues: from its file, or by running it."""
     folder = job.folder / row.name.replace(" ", "-").replace("/", "").replace("%", "percent")
     path = folder / "losses.json"
@@ -183,21 +200,19 @@ def _losses(row: Row, job: Job, device: torch.device, say: Callable[[str], None]
             raise InputError(f"{str(path)!r} belongs to another job ({saved['job']}); choose another folder")
         return np.array(saved["sums"]), np.array(saved["counts"])
     folder.mkdir(parents=True, exist_ok=True)
-    sums, counts = _ngram(job, say) if row.model is None else _neural(row, job, folder, device, say)
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps({"job": stated, "sums": sums.tolist(), "counts": counts.tolist()}), "utf-8")
+    if row.model is None:
+        sums, counts = _ngram(job, proteins, say)
+    else:
+        if not pretrain(recipe_of_row(row, job), folder, device, say):
+            raise KeyboardInterrupt
+        model = checkpoints.load(folder / MODEL).model.to(device)
+        objective = MaskedLanguageModel(model.alphabet, Masking())
+        sums, counts = protein_losses(model, objective, proteins, job.seed).hidden
+    _write(path, json.dumps({"job": stated, "sums": sums.tolist(), "counts": counts.tolist()}))
     return sums, counts
 
 
-def _neural(row: Row, job: Job, folder: Path, device: torch.device, say: Callable[[str], None]) -> Totals:
-    if not pretrain(recipe_of_row(row, job), folder, device, say):
-        raise KeyboardInterrupt
-    model = checkpoints.load(folder / MODEL).model.to(device)
-    objective = MaskedLanguageModel(model.alphabet, Masking())
-    return protein_losses(model, objective, read_proteins(job.validation, model), job.seed).hidden
-
-
-def _ngram(job: Job, say: Callable[[str], None]) -> Totals:
+def _ngram(job: Job, proteins: list[str], say: Callable[[str], None]) -> Totals:
     """The best n-gram of the grid, chosen on training clusters that were left out of the counts."""
     store = Store.open(job.store)
     left_out = SplitOptions(fraction=0.02, seed=job.seed)
@@ -213,7 +228,6 @@ def _ngram(job: Job, say: Callable[[str], None]) -> Totals:
     )
     best = min(trials, key=lambda trial: trial.cross_entropy).config
     say(f"n-gram: context {best.context}, alpha {best.alpha}, chosen on {held.sum()} training clusters left out")
-    proteins = read_proteins(job.validation, on_meta("esm1b", Esm1bConfig()))
     places = hidden_positions(MaskedLanguageModel(ESM1B, Masking()), proteins, job.seed)
     arrays = [np.frombuffer(residues.encode("ascii"), np.uint8) for residues in proteins]
     return NGram.fit(letters(representatives), best).cross_entropy(arrays, places)
@@ -223,7 +237,7 @@ def _ece(losses: Totals) -> Interval:
     return bootstrap_interval(*losses, np.random.default_rng(0), EXPONENTIAL)
 
 
-def _results(job: Job, losses: dict[str, Totals]) -> dict[str, Any]:
+def _results(job: Job, store: Store, losses: dict[str, Totals]) -> dict[str, Any]:
     """Everything that the table shows."""
     rows = [{"row": row.name, "paper": row.paper, **asdict(_ece(losses[row.name]))} for row in ROWS]
     orderings = []
@@ -231,10 +245,15 @@ def _results(job: Job, losses: dict[str, Totals]) -> dict[str, Any]:
         gap = bootstrap_difference(losses[better], losses[worse], np.random.default_rng(0), EXPONENTIAL)
         verdict = "holds" if gap.high < 0 else "reversed" if gap.low > 0 else "not resolved"
         orderings.append({"better": better, "worse": worse, **asdict(gap), "verdict": verdict})
-    scale = asdict(replace(SCALES[job.scale]))
+    scale = asdict(SCALES[job.scale])
     stated = {name: value for name, value in asdict(job).items() if name not in ("folder", "store", "validation")}
-    content = Store.open(job.store).manifest.content_sha256
-    return {"job": stated, "corpus": content, "scale": scale, "rows": rows, "orderings": orderings}
+    return {
+        "job": stated,
+        "corpus": store.manifest.content_sha256,
+        "scale": scale,
+        "rows": rows,
+        "orderings": orderings,
+    }
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from proteinlm.sequences.fasta import Refused, read_fasta
 from proteinlm.training.averaging import Average
 from proteinlm.training.engine import Engine, State, engine_of
 from proteinlm.training.optimisers import build_optimisers, rate_factor
-from proteinlm.training.recipe import Recipe, recipe_of, sampling_of
+from proteinlm.training.recipe import Recipe, recipe_of
 from proteinlm.training.records import TRAINING, VALIDATION, Board, Table
 
 MOST_BAD_STEPS = 5
@@ -78,7 +78,7 @@ class Trainer:
                 module.requires_grad_(False)
         self.model.recompute_layers = recipe.run.gradient_checkpointing
         self.objective = MaskedLanguageModel(self.model.alphabet, recipe.masking)
-        order = Order(self.store, sampling_of(recipe), recipe.data.fraction, recipe.run.seed)
+        order = Order(self.store, recipe.data.sampling, recipe.data.fraction, recipe.run.seed)
         self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)
         self.stream.check_world(engine.world)
         self.held_out = read_proteins(recipe.data.validation, self.model)
@@ -267,7 +267,7 @@ def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[
     """
     engine = engine_of(recipe, device)
     try:
-        with contextlib.nullcontext() if engine.rank else _claimed(folder):
+        with contextlib.nullcontext() if engine.rank else claimed(folder):
             trainer = Trainer(recipe, folder, engine, say)
             trainer.run()
             return trainer.progress.step == recipe.run.steps
@@ -276,7 +276,7 @@ def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
     """Inside, no other run may use the folder; a killed one lets go of it, and what it left half-written is removed.
 
     Raises:

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from proteinlm.checkpoints.contents import meta_model
 from proteinlm.config import from_dict, nearest, to_dict
-from proteinlm.corpora.sampling import Mode
+from proteinlm.corpora.sampling import MODES
 from proteinlm.errors import InputError
 from proteinlm.models import ARCHITECTURES, PRESETS, ModelConfig
 from proteinlm.objectives.masked import Masking
@@ -194,7 +194,7 @@ MAY_CHANGE = {
 """What a resumed run may state otherwise; the store's content is compared by its digest."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "data.sampling": ("all", "representatives", "clusters"),
+    "data.sampling": MODES,
     "optimiser.name": ("adamw", "muon"),
     "schedule.shape": ("constant", "inverse-square-root", "linear", "cosine", "warmup-stable-decay"),
     "run.precision": ("fp32", "bf16"),
@@ -303,12 +303,3 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: data.crop is {recipe.data.crop}, and the model has positions for {model.max_residues} residues; "
             "lower it"
         )
-
-
-def sampling_of(recipe: Recipe) -> Mode:
-    """The recipe's way of sampling, as its own type."""
-    mode: Literal["all", "representatives", "clusters"]
-    for mode in ("all", "representatives", "clusters"):
-        if recipe.data.sampling == mode:
-            return mode
-    raise AssertionError("read_recipe let an unknown way of sampling pass")

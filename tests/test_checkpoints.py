@@ -25,7 +25,7 @@ from tiny_models import TINY, tiny
 from torch import Tensor
 
 from proteinlm import checkpoints
-from proteinlm.checkpoints import huggingface
+from proteinlm.checkpoints import names
 from proteinlm.checkpoints.contents import architecture_of
 from proteinlm.checkpoints.fair_esm import DTYPE_MARKER, MASK_ROW
 from proteinlm.checkpoints.files import read_metadata, read_torch
@@ -270,7 +270,7 @@ def test_transformers_loads_what_we_export(name: str, tmp_path: Path) -> None:
 
 def hub_state(model: Esm2) -> dict[str, Tensor]:
     """Tensors as the hub's ESM-2 files have them: tied head, position tables and a pooler that are never used."""
-    state = dict(huggingface.to_theirs(model, model.state_dict(), huggingface.HUGGING_FACE))
+    state = dict(names.to_theirs(model, model.state_dict(), names.HUGGING_FACE))
     state = {name if name.startswith("lm_head.") else f"esm.{name}": tensor for name, tensor in state.items()}
     state["lm_head.decoder.weight"] = state["esm.embeddings.word_embeddings.weight"].clone()
     state["esm.embeddings.position_embeddings.weight"] = torch.randn(34, 16)
@@ -331,7 +331,7 @@ def test_rotary_frequencies_are_loaded_or_computed_but_never_mixed(tmp_path: Pat
 
 
 WRONG_CONFIG = {
-    "model_type": ("bert", "model type 'bert' is not supported"),
+    "model_type": ("gpt2", "model type 'gpt2' is not supported"),
     "position_embedding_type": ("relative_key", "absolute and rotary are supported"),
     "emb_layer_norm_before": (True, "no ESM model has both"),
     "layer_norm_eps": (1e-12, "layer_norm_eps = 1e-12"),

@@ -1,9 +1,9 @@
-"""The ESM family under other people's tensor names, both ways.
+"""Our models under other people's tensor names, both ways.
 
 In: tensors by the names of fair-esm or Hugging Face, or our model. Out: the other one, bit for bit. Names differ by a
-table (`Naming`); values differ in four ways (`Conversion`): theirs keep queries, keys and values apart, the channel
-pairs of rotary positions half a head apart (ours stand side by side), vectors with leading axes, and a copy of the
-rotary frequencies in every layer.
+table (`Naming`; those of ESM are here, another family's stand with its reader); values differ in four ways
+(`Conversion`): theirs keep queries, keys and values apart, the channel pairs of rotary positions half a head apart
+(ours stand side by side), vectors with leading axes, and a copy of the rotary frequencies in every layer.
 """
 
 import abc
@@ -16,26 +16,26 @@ from torch import Tensor
 from proteinlm.checkpoints.contents import require_names
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
-from proteinlm.models.esm import Esm1, Esm1b, Esm2
-
-EsmModel = Esm1 | Esm1b | Esm2
+from proteinlm.models.esm import Esm2
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What one layout calls the parts of an ESM model.
+    """What one layout calls the parts of a model.
 
     Args:
         outside: our part outside the layers -> theirs. A part is a tensor, or a module with `weight` and `bias`.
         layer: prefix of a layer, with `{}` for its number.
         inside: our part of a layer -> theirs; three of them for queries, keys and values.
-        frequencies: the rotary frequencies of a layer, after its prefix.
+        frequencies: the rotary frequencies of a layer, after its prefix; for models that have them.
+        shared: our prefix and theirs of a layer that a model runs again and again.
     """
 
     outside: Mapping[str, str]
     layer: str
     inside: Mapping[str, tuple[str, ...]]
-    frequencies: str
+    frequencies: str = ""
+    shared: tuple[str, str] | None = None
 
 
 FAIR_ESM = Naming(
@@ -183,7 +183,7 @@ class Link:
     conversion: Conversion
 
 
-def links(model: EsmModel, naming: Naming) -> Iterator[Link]:
+def links(model: ProteinModel, naming: Naming) -> Iterator[Link]:
     """Every tensor of a model with its names and its conversion in another layout."""
     for name, tensor in model.state_dict().items():
         if name == "rotary.inverse_frequency":
@@ -194,6 +194,9 @@ def links(model: EsmModel, naming: Naming) -> Iterator[Link]:
 
 
 def _their_names(name: str, naming: Naming) -> tuple[str, ...]:
+    if naming.shared is not None and name.startswith(naming.shared[0]):
+        inside = _in_table(name.removeprefix(naming.shared[0]), naming.inside)
+        return tuple(naming.shared[1] + theirs for theirs in inside)
     if not name.startswith("layers."):
         return (_in_table(name, {ours: (theirs,) for ours, theirs in naming.outside.items()})[0],)
     _, index, rest = name.split(".", 2)
@@ -208,7 +211,7 @@ def _in_table(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     return tuple(f"{theirs}.{kind}" for theirs in table[part])
 
 
-def _conversion(model: EsmModel, name: str, tensor: Tensor) -> Conversion:
+def _conversion(model: ProteinModel, name: str, tensor: Tensor) -> Conversion:
     shape = tuple(tensor.shape)
     if ".attention.qkv." in name:
         return Fused(model.config.num_heads if isinstance(model, Esm2) else 0)
@@ -219,7 +222,7 @@ def _conversion(model: EsmModel, name: str, tensor: Tensor) -> Conversion:
     return Same()
 
 
-def to_theirs(model: EsmModel, tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+def to_theirs(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """Tensors of a model by their names, each in memory of its own."""
     return {
         name: part.clone(memory_format=torch.contiguous_format)
@@ -239,7 +242,6 @@ def to_ours(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming, 
     Raises:
         InputError: a tensor is missing, surplus or of the wrong shape, or the copies of one differ.
     """
-    assert isinstance(model, EsmModel), "only the ESM family is read by names"
     expected: dict[str, Tensor] = {}
     state = model.state_dict()
     table = list(links(model, naming))

@@ -79,7 +79,8 @@ def read(path: Path) -> tuple[Contents, Card]:
         )
     card = _card(metadata[ENTRY], path)
     config: ModelConfig = from_dict(ARCHITECTURES[card.architecture].config, card.config, f"{path}: config")
-    require_layers(config.num_layers, count_layers(tensors, "layers."), str(path))
+    for prefix, field in ARCHITECTURES[card.architecture].stacks.items():
+        require_layers(to_dict(config)[field], count_layers(tensors, prefix), str(path))
     return Contents(card.architecture, config, tensors, str(path)), card
 
 

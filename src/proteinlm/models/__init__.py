@@ -4,8 +4,8 @@ Both are plain dictionaries. A new architecture is one file in this package and 
 published model is one line in `PRESETS`. Whether a model is on this machine is not known here (`checkpoints.table`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,10 +28,14 @@ class Architecture:
     Args:
         model: makes a model from a configuration.
         config: class of that configuration.
+        stacks: prefix of the tensors of a stack of layers -> the field of the configuration that says how many.
+        objectives: names of what it can be trained to do (`proteinlm.objectives.OBJECTIVES`).
     """
 
     model: Callable[[Any], ProteinModel]
     config: type
+    stacks: Mapping[str, str] = field(default_factory=lambda: {"layers.": "num_layers"})
+    objectives: tuple[str, ...] = ("masked",)
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -18,7 +18,8 @@ from proteinlm.models.attention import Heads, Starts, attend, probabilities
 from proteinlm.models.base import Preparable
 from proteinlm.models.positions import turn
 
-Activation = Literal["none", "gelu"]
+Activation = Literal["none", "gelu", "relu"]
+_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "relu": F.relu}
 
 
 class Projection(nn.Module, Preparable):
@@ -26,13 +27,14 @@ class Projection(nn.Module, Preparable):
 
     Args:
         inputs, outputs: channels in and out.
-        activation: "none", or "gelu" (the erf form that both papers use).
+        activation: "none", "relu" (T5), or "gelu" (the erf form that both papers use).
+        bias: whether b is added (T5 has none).
     """
 
-    def __init__(self, inputs: int, outputs: int, activation: Activation = "none") -> None:
+    def __init__(self, inputs: int, outputs: int, activation: Activation = "none", bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.activation = activation
         self.packed: Tensor | None = None
         nn.init.xavier_uniform_(self.weight)
@@ -46,12 +48,11 @@ class Projection(nn.Module, Preparable):
 
     def forward(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights."""
-        x = x.to(self.bias.dtype)
         if self.packed is not None:
+            x = x.to(self.packed.dtype)
             output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
             return output
-        y = F.linear(x, self.weight, self.bias)
-        return F.gelu(y) if self.activation == "gelu" else y
+        return _ACTIVATE[self.activation](F.linear(x.to(self.weight.dtype), self.weight, self.bias))
 
 
 MapSink = Callable[[int, int, Float[Tensor, "H L S"]], None]
@@ -117,11 +118,11 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(gelu(up(x))), (T, D) -> (T, D) through `inner` channels."""
+    """down(activation(up(x))), (T, D) -> (T, D) through `inner` channels."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.up = Projection(width, inner, activation="gelu")
+        self.up = Projection(width, inner, activation)
         self.down = Projection(inner, width)
 
     def forward(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:

@@ -52,7 +52,7 @@ def test_two_steps(path: Path, corpus: Path, tmp_path: Path) -> None:
         data=dataclasses.replace(recipe.data, store=str(corpus), validation="", crop=30, fraction=1.0),
         run=dataclasses.replace(recipe.run, steps=2, log_every=1),
         batch=dataclasses.replace(recipe.batch, tokens=512, tokens_per_part=256),
-        masking=recipe.masking,
+        objective=recipe.objective,
         optimiser=recipe.optimiser,
         schedule=dataclasses.replace(recipe.schedule, decay=min(recipe.schedule.decay, 1)),
     )

@@ -110,7 +110,7 @@ def test_the_language_is_learnt(language: Path, tmp_path: Path, name: str) -> No
         ("batch.tokens_per_part", 2048), ("optimiser.name", "adamw" if case.model is LSTM else "muon"),
         ("optimiser.learning_rate", 5e-3), ("schedule.warmup", 50), ("run.steps", case.steps), ("run.log_every", 50),
         ("run.validate_every", case.steps), ("run.checkpoint_every", case.steps),
-        ("masking.masked", case.masking.masked), ("masking.random", case.masking.random), model=case.model,
+        ("objective.masked", case.masking.masked), ("objective.random", case.masking.random), model=case.model,
     )  # fmt: skip
     train(recipe, tmp_path / "run")
     learnt = load(str(tmp_path / "run" / MODEL)).model

@@ -9,8 +9,8 @@ from training_tools import small_corpus, small_recipe, trainer
 
 from proteinlm.config import to_dict
 from proteinlm.errors import InputError
-from proteinlm.models import PRESETS
-from proteinlm.objectives.masked import Masking
+from proteinlm.models import ARCHITECTURES, PRESETS
+from proteinlm.objectives import OBJECTIVES
 from proteinlm.training.recipe import MAY_CHANGE, Batch, Data, Optimiser, Recipe, Run, Schedule, read_recipe, recipe_of
 
 GOOD = """
@@ -40,11 +40,11 @@ def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
 def test_settings_stand_over_the_file(tmp_path: Path) -> None:
     recipe = read(
         tmp_path, GOOD, "run.steps=20", "data.store=other store", "optimiser.name = muon",
-        "optimiser.learning_rate=1e-3", "schedule.shape='cosine'", "masking.chosen=0.2", "model.num_layers=3",
+        "optimiser.learning_rate=1e-3", "schedule.shape='cosine'", "objective.chosen=0.2", "model.num_layers=3",
         "data.fraction=1",
     )  # fmt: skip
     assert (recipe.run.steps, recipe.data.store, recipe.optimiser.name) == (20, "other store", "muon")
-    assert (recipe.optimiser.learning_rate, recipe.schedule.shape, recipe.masking.chosen) == (1e-3, "cosine", 0.2)
+    assert (recipe.optimiser.learning_rate, recipe.schedule.shape, recipe.objective.chosen) == (1e-3, "cosine", 0.2)
     assert recipe.data.fraction == 1.0 and isinstance(recipe.data.fraction, float)
     architecture, config = recipe.architecture()
     assert architecture == "esm2" and to_dict(config)["num_layers"] == 3 and to_dict(config)["width"] == 320
@@ -60,7 +60,8 @@ def test_settings_stand_over_the_file(tmp_path: Path) -> None:
         ("data.validaton=x", "[data]: key 'validaton' is unknown; did you mean 'validation'?"),
         ("batch.token=5", "[batch]: key 'token' is unknown; did you mean 'tokens'?"),
         ("schedule.warm_up=5", "[schedule]: key 'warm_up' is unknown; did you mean 'warmup'?"),
-        ("masking.chose=0.1", "[masking]: key 'chose' is unknown; did you mean 'chosen'?"),
+        ("objective.chose=0.1", "[objective]: key 'chose' is unknown; did you mean 'chosen'?"),
+        ("objective.name=maskt", "[objective]: name 'maskt' is unknown; did you mean 'masked'?; choose one of masked"),
         ("model.num_layer=2", "[model]: key 'num_layer' is unknown; did you mean 'num_layers'?"),
         ("model.preset=esm2-8n", "did you mean 'esm2-8m'?"),
         ("schedule.shape=cosin", "schedule.shape is 'cosin'; did you mean 'cosine'?; choose one of constant,"),
@@ -89,8 +90,8 @@ def test_settings_stand_over_the_file(tmp_path: Path) -> None:
         ("optimiser.clip=-1.0", "optimiser.clip is -1.0; give 0 or a number above it"),
         ("schedule.warmup=-1", "schedule.warmup is -1; give 0 or a number above it"),
         ("schedule.decay=11", "schedule.decay is 11, more than run.steps = 10; lower it"),
-        ("masking.chosen=0.0", "masking chosen=0.0"),
-        ("masking.random=0.3", "masked and random at least 0 and together at most 1"),
+        ("objective.chosen=0.0", "masking chosen=0.0"),
+        ("objective.random=0.3", "masked and random at least 0 and together at most 1"),
         ("model.num_heads=0", "num_heads is 0; a size between 1 and"),
         ("model.num_heads=7", "width 320 is not a multiple of num_heads 7; choose one that is"),
         ("data.crop=1023", "data.crop is 1023, and the model has positions for 1022 residues; lower it"),
@@ -171,12 +172,12 @@ def test_what_may_change_in_a_run_exists() -> None:
 
 def test_the_page_has_every_key_and_its_default() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "pretraining.md").read_text("utf-8")
-    sections = {
-        "data": Data, "batch": Batch, "masking": Masking, "optimiser": Optimiser, "schedule": Schedule, "run": Run,
-    }  # fmt: skip
+    sections = {"data": Data, "batch": Batch, "optimiser": Optimiser, "schedule": Schedule, "run": Run}
     told = dict(re.findall(rf"^\| `((?:{'|'.join(sections)})\.\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
+    rows = re.findall(rf"^\| `({'|'.join(OBJECTIVES)})` \| `(\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE)
+    told.update({f"{name}.{key}": word for name, key, word in rows if key not in ARCHITECTURES})
     expected = {}
-    for section, kind in sections.items():
+    for section, kind in [*sections.items(), *((name, one.config) for name, one in OBJECTIVES.items())]:
         for field in fields(kind):
             value = field.default
             word = (
@@ -186,5 +187,14 @@ def test_the_page_has_every_key_and_its_default() -> None:
     assert told.keys() == expected.keys()
     for name, word in told.items():
         value = expected[name]
-        same = float(word) == value if isinstance(value, int | float) else word.strip("`") == value
+        same = word.strip("`") == value if isinstance(value, str) else float(word) == value
         assert same, f"{name}: the page says {word}, the default is {value}"
+
+
+def test_the_page_has_every_objective_and_what_it_trains() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pretraining.md").read_text("utf-8")
+    for name in OBJECTIVES:
+        row = re.search(rf"^\| `{name}` \| ([^|]+) \| [^|]+ \|$", page, flags=re.MULTILINE)
+        assert row, f"{name} is not on the page"
+        trained = {one for one, kind in ARCHITECTURES.items() if name in kind.objectives} - {"unirep"}
+        assert set(re.findall(r"`(\w+)`", row[1])) == trained

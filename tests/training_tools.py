@@ -27,7 +27,7 @@ from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import STANDARD
 from proteinlm.training.engine import Engine, engine_of
-from proteinlm.training.loop import MODEL, Trainer, pretrain
+from proteinlm.training.loop import MODEL, Made, Trainer, pretrain
 from proteinlm.training.recipe import Recipe, recipe_of
 from proteinlm.training.records import read_table
 
@@ -140,7 +140,7 @@ def _befall(mishap: Mishap, rank: int) -> None:
         await_death(mishap.death)
     step = Trainer.step
 
-    def watched(self: Trainer) -> tuple[float, float]:
+    def watched(self: Trainer) -> Made:
         # A signal comes in the middle of a step; that step still counts.
         number = self.progress.step + 1
         if number == mishap.stop_at:

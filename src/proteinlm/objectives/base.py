@@ -5,19 +5,30 @@ sums over parts, processes and accumulated steps divide once, by the exact total
 """
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt64
-from torch import Tensor, nn
+from torch import Tensor
 
+from proteinlm.models.base import ProteinModel
+from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
 
+class Prepared(abc.ABC):
+    """A batch made ready for one objective. Subclasses are frozen dataclasses, and final."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device) -> "Prepared":
+        """The same on `device`."""
+
+
 @dataclass(frozen=True)
-class Example:
-    """A batch made ready for one objective.
+class Example(Prepared):
+    """A batch in which some tokens are to be predicted.
 
     Args:
         batch: what the model sees.
@@ -33,22 +44,61 @@ class Example:
         """The same example on `device`."""
         return Example(self.batch.to(device), self.places_M.to(device), self.targets_M.to(device))
 
+    def rows_M(self) -> Int[Tensor, "M"]:
+        """Which sequence of the batch each target is in, from 0, int64, shape (M,)."""
+        starts = torch.tensor(self.batch.starts, device=self.places_M.device)
+        return torch.searchsorted(starts, self.places_M, right=True) - 1
+
 
 @dataclass(frozen=True)
 class Loss:
-    """A summed loss in nats, and the number of targets in the sum."""
+    """A summed loss in nats, and the number of targets in the sum.
+
+    Args:
+        sum: what is minimised. count: its targets.
+        parts: sums and counts of what the loss consists of, detached, by the names in `Objective.parts`.
+    """
 
     sum: Float[Tensor, ""]
     count: int
+    parts: dict[str, tuple[Float[Tensor, ""], int]] = field(default_factory=dict)
 
 
-class Objective(abc.ABC):
-    """Subclasses are final."""
+@dataclass(frozen=True)
+class TargetLosses:
+    """The loss of each target in nats, fp32, and which sequence of the batch it is in, int64; shape (M,) each."""
+
+    losses_M: Float[Tensor, "M"]
+    rows_M: Int[Tensor, "M"]
+
+
+ExampleT = TypeVar("ExampleT", bound=Prepared)
+
+
+class Objective(abc.ABC, Generic[ExampleT]):
+    """Subclasses are final. They get the model itself and may call it, and any method of it, as often as they like.
+
+    Attributes:
+        alphabet: of the model.
+        share: about how many targets there are for each token of a batch; gradients are scaled by it for the time
+            being, and exactly once all targets are counted.
+        scores: what `score` gives, the most telling first. They become columns of `validation.csv`.
+        parts: what a loss consists of, where it is more than one thing. They become columns of `training.csv`.
+    """
+
+    alphabet: Alphabet
+    share: float
+    scores: tuple[str, ...] = ("perplexity",)
+    parts: tuple[str, ...] = ()
 
     @abc.abstractmethod
-    def prepare(self, batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]) -> Example:
+    def prepare(self, batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]) -> ExampleT:
         """Make an example; every random choice is a function of the sequence's key and nothing else."""
 
     @abc.abstractmethod
-    def loss(self, model: nn.Module, example: Example) -> Loss:
-        """Run the model (a `ProteinModel`, or an engine's wrapper around one) and sum the loss over the targets."""
+    def loss(self, model: ProteinModel, example: ExampleT) -> Loss:
+        """Run the model and sum the loss over the targets."""
+
+    @abc.abstractmethod
+    def score(self, model: ProteinModel, example: ExampleT) -> dict[str, TargetLosses]:
+        """The loss of each target, by the names in `scores`; for proteins that are held out."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt64
+from jaxtyping import Bool, Float, UInt64
 from torch import Tensor, nn
 
 from proteinlm.corpora.sampling import below, follow, uniform
 from proteinlm.errors import InputError
-from proteinlm.models.base import Output, Want
-from proteinlm.objectives.base import Example, Loss, Objective
+from proteinlm.models.base import Output, ProteinModel, Want
+from proteinlm.objectives.base import Example, Loss, Objective, TargetLosses
 from proteinlm.sequences.alphabet import STANDARD, Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
@@ -48,7 +48,7 @@ class Masking:
             )
 
 
-class MaskedLanguageModel(Objective):
+class MaskedLanguageModel(Objective[Example]):
     """Predict hidden residues.
 
     Args:
@@ -69,10 +69,14 @@ class MaskedLanguageModel(Objective):
     True
     """
 
+    scores = ("ece", "ece_chosen")
+    """Over the residues that the mask token replaced; over all that were chosen, as in training."""
+
     def __init__(self, alphabet: Alphabet, masking: Masking) -> None:
         if alphabet.mask is None:
             raise InputError(f"alphabet {alphabet.name} has no mask token; masked language modelling needs one")
         self.alphabet, self.masking, self.mask = alphabet, masking, alphabet.mask
+        self.share = masking.chosen
         self._residues = torch.from_numpy(alphabet.residue_ids(STANDARD))
 
     def prepare(self, batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]) -> Example:
@@ -101,9 +105,20 @@ class MaskedLanguageModel(Objective):
         seen = PackedBatch(tokens_T, batch.starts, batch.max_length, batch.row_B, batch.prefix, batch.suffix)
         return Example(seen, places_M, targets_M)
 
-    def loss(self, model: nn.Module, example: Example) -> Loss:
+    def loss(self, model: ProteinModel, example: Example) -> Loss:
         """Summed cross-entropy over the chosen residues, in nats."""
         return Loss(cross_entropy(model, example).sum(), len(example.targets_M))
+
+    def score(self, model: ProteinModel, example: Example) -> dict[str, TargetLosses]:
+        """See `Objective.score`."""
+        losses_M, rows_M = cross_entropy(model, example), example.rows_M()
+        hidden_M = self.hidden(example)
+        chosen = TargetLosses(losses_M, rows_M)
+        return {"ece": TargetLosses(losses_M[hidden_M], rows_M[hidden_M]), "ece_chosen": chosen}
+
+    def hidden(self, example: Example) -> Bool[Tensor, "M"]:
+        """Which of the chosen residues the mask token replaced."""
+        return example.batch.tokens_T[example.places_M].eq(self.mask)
 
 
 def cross_entropy(model: nn.Module, example: Example) -> Float[Tensor, "M"]:

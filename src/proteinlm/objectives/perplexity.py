@@ -22,8 +22,8 @@ import torch
 from proteinlm.corpora.sampling import key_of
 from proteinlm.metrics import Totals
 from proteinlm.models.base import ProteinModel
-from proteinlm.objectives.base import Example
-from proteinlm.objectives.masked import MaskedLanguageModel, cross_entropy
+from proteinlm.objectives.base import ExampleT, Objective, TargetLosses
+from proteinlm.objectives.masked import MaskedLanguageModel
 from proteinlm.sequences.batch import PackedBatch
 
 
@@ -55,20 +55,30 @@ def protein_losses(
         sequences: P residue strings, none longer than the model takes.
         seed: of the masks. tokens_per_batch: room; changes nothing but speed and memory.
     """
-    found = ProteinLosses(*((np.zeros(len(sequences)), np.zeros(len(sequences))) for _ in range(2)))
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    with torch.no_grad():
-        for rows in _batches(sequences, tokens_per_batch):
-            example, hidden = _example(objective, [sequences[row] for row in rows], seed)
-            losses = cross_entropy(model, example.to(device)).double().cpu().numpy()
-            owner = np.searchsorted(example.batch.starts, example.places_M.numpy(), side="right") - 1
-            for (sums, counts), which in ((found.hidden, hidden), (found.chosen, slice(None))):
-                sums[rows] = np.bincount(owner[which], losses[which], minlength=len(rows))
-                counts[rows] = np.bincount(owner[which], minlength=len(rows))
+    found = ProteinLosses(*((np.zeros(len(sequences)), np.zeros(len(sequences))) for _ in range(2)))
+    for rows in length_batches(sequences, tokens_per_batch):
+        example = fixed_example(objective, [sequences[row] for row in rows], seed)
+        with torch.no_grad():
+            scores = objective.score(model, example.to(device))
+        for name, totals in (("ece", found.hidden), ("ece_chosen", found.chosen)):
+            add_up(scores[name], rows, totals)
     model.train(training)
     return found
+
+
+def add_up(scores: TargetLosses, rows: Sequence[int], totals: Totals) -> None:
+    """Put the losses of one batch where they belong.
+
+    Args:
+        scores: of the batch. rows: which protein each of its sequences is.
+        totals: sums and counts of all proteins, filled in place.
+    """
+    owner_M = scores.rows_M.cpu().numpy()
+    totals[0][rows] = np.bincount(owner_M, scores.losses_M.double().cpu().numpy(), minlength=len(rows))
+    totals[1][rows] = np.bincount(owner_M, minlength=len(rows))
 
 
 def hidden_positions(objective: MaskedLanguageModel, sequences: Sequence[str], seed: int = 0) -> list[np.ndarray]:
@@ -82,18 +92,17 @@ def hidden_positions(objective: MaskedLanguageModel, sequences: Sequence[str], s
     """
     found = []
     for residues in sequences:
-        example, hidden = _example(objective, [residues], seed)
-        found.append(example.places_M.numpy()[hidden] - example.batch.prefix)
+        example = fixed_example(objective, [residues], seed)
+        found.append(example.places_M[objective.hidden(example)].numpy() - example.batch.prefix)
     return found
 
 
-def _example(objective: MaskedLanguageModel, sequences: Sequence[str], seed: int) -> tuple[Example, np.ndarray]:
-    """Proteins with their fixed masks, and which of the chosen residues the mask token replaced, bool, shape (M,)."""
+def fixed_example(objective: Objective[ExampleT], sequences: Sequence[str], seed: int) -> ExampleT:
+    """Proteins made ready, with random choices that depend on their residues and the seed alone."""
     alphabet = objective.alphabet
     encoded = [alphabet.encode(residues) for residues in sequences]
     batch = PackedBatch.pack(encoded, None, len(alphabet.prefix), len(alphabet.suffix))
-    example = objective.prepare(batch, np.array([_key(residues, seed) for residues in sequences], np.uint64))
-    return example, example.batch.tokens_T[example.places_M].eq(objective.mask).numpy()
+    return objective.prepare(batch, np.array([_key(residues, seed) for residues in sequences], np.uint64))
 
 
 def _key(residues: str, seed: int) -> np.uint64:
@@ -101,8 +110,8 @@ def _key(residues: str, seed: int) -> np.uint64:
     return key_of(seed, int.from_bytes(digest[:8], "little"))
 
 
-def _batches(sequences: Sequence[str], tokens: int) -> list[list[int]]:
-    """Rows in order of length, as many together as fit."""
+def length_batches(sequences: Sequence[str], tokens: int) -> list[list[int]]:
+    """Rows in order of length, as many together as fit into so many tokens."""
     batches: list[list[int]] = []
     room = 0
     for row in sorted(range(len(sequences)), key=lambda row: len(sequences[row])):

@@ -183,7 +183,7 @@ def recipe_of_row(row: Row, job: Job) -> Recipe:
         data=Data(job.store, "", row.sampling, row.fraction, scale.crop),
         run=Run(steps=steps, seed=job.seed, log_every=20, checkpoint_every=200),
         batch=Batch(scale.batch, min(scale.batch, 16384)),
-        masking=Masking(),
+        objective=Masking(),
         optimiser=Optimiser(learning_rate=scale.learning_rate),
         schedule=Schedule("linear", warmup=max(1, steps // 20)),
     )

@@ -12,7 +12,7 @@ CURVE = "learning_curve.png"
 
 
 def draw(folder: Path) -> Path:
-    """Draw training loss and validation ECE against tokens seen.
+    """Draw training loss and the first score of the validation (the ECE, say) against tokens seen.
 
     Args:
         folder: of a run.
@@ -39,10 +39,14 @@ def draw(folder: Path) -> Path:
     if validation:
         beside = axes.twinx()
         tokens = [float(row["tokens"]) / 1e6 for row in validation]
-        low, middle, high = ([float(row[name]) for row in validation] for name in ("low", "ece", "high"))
+        score = list(validation[0])[2]
+        shown = "ECE" if score == "ece" else score
+        low, middle, high = ([float(row[name]) for row in validation] for name in ("low", score, "high"))
         beside.fill_between(tokens, low, high, color="tab:blue", alpha=0.2, linewidth=0)
-        beside.plot(tokens, middle, color="tab:blue", label="held-out ECE, 95 % interval")
-        beside.set_ylabel("ECE over hidden residues")
+        beside.plot(tokens, middle, color="tab:blue", label=f"held-out {shown}, 95 % interval")
+        beside.set_ylabel(
+            "ECE over hidden residues" if score == "ece" else f"{shown}: exp of the mean loss of a target"
+        )
         beside.legend(loc="upper right", frameon=False)
     axes.legend(loc="lower left", frameon=False)
     figure.savefig(folder / CURVE, dpi=150)

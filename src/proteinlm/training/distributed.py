@@ -40,6 +40,7 @@ from proteinlm.training.engine import (
     Engine,
     Rest,
     State,
+    Trainee,
     could_not_save,
     holds_whole,
     read_whole,
@@ -113,14 +114,14 @@ class TorchrunEngine(Engine):
 class DistributedEngine(TorchrunEngine):
     """Every process has the whole model (DistributedDataParallel); gradients are averaged after the last part."""
 
-    def wrap(self, model: ProteinModel) -> nn.Module:
+    def wrap(self, trainee: Trainee) -> nn.Module:
         """See `Engine.wrap`."""
-        return DistributedDataParallel(model.to(self.device), gradient_as_bucket_view=True)
+        return DistributedDataParallel(trainee.to(self.device), gradient_as_bucket_view=True)
 
-    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """See `Engine.accumulating`."""
-        assert isinstance(model, DistributedDataParallel)
-        return contextlib.nullcontext() if last else model.no_sync()
+        assert isinstance(wrapped, DistributedDataParallel)
+        return contextlib.nullcontext() if last else wrapped.no_sync()
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
         """See `Engine.clip`."""
@@ -151,18 +152,18 @@ class DistributedEngine(TorchrunEngine):
 class ShardedEngine(TorchrunEngine):
     """Every weight is cut over the processes (FSDP2) and put together layer by layer when it is needed."""
 
-    def wrap(self, model: ProteinModel) -> nn.Module:
+    def wrap(self, trainee: Trainee) -> nn.Module:
         """See `Engine.wrap`. Layers move to the device one by one, each already cut."""
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for stack in model.modules():
+        for stack in trainee.modules():
             if isinstance(stack, nn.ModuleList):
                 for layer in stack:
                     fully_shard(layer, mesh=mesh)
         # The default would leave the root's weights whole after a pass without gradient, and the average reads them.
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)
-        return model
+        fully_shard(trainee, mesh=mesh, reshard_after_forward=True)
+        return trainee
 
-    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """See `Engine.accumulating`. Gradients meet after every part: whole ones would need the memory of a model."""
         return contextlib.nullcontext()
 

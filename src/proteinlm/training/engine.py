@@ -1,7 +1,7 @@
 """On which processes a run trains: one, or many that torchrun started (`distributed`).
 
-In: a model, and what each process has. Out: the module to call, sums over processes, and files on disk. The loop talks
-to an `Engine` and does not know how many processes there are.
+In: a model with its objective, and what each process has. Out: the module to call, sums over processes, and files on
+disk. The loop talks to an `Engine` and does not know how many processes there are.
 """
 
 import abc
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from proteinlm.checkpoints.files import atomic_file, read_torch
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
+from proteinlm.objectives import Objective
+from proteinlm.objectives.base import Loss, Prepared, TargetLosses
 from proteinlm.training.recipe import Recipe
 
 STATE = "state.pt"
@@ -28,12 +30,32 @@ Rest = dict[str, Any]
 Accept = Callable[[Rest], None]
 
 
+class Trainee(nn.Module):
+    """A model and what it is to learn as one module, which an engine wraps.
+
+    An objective may call the model, and any method of it, as often as it likes: to the engine it is one forward pass,
+    from an example to a loss. Layers in a `ModuleList` are called themselves, never a method of theirs, since a
+    sharded engine puts a layer's weights together when the layer is called.
+
+    Args:
+        model: keeps its parameters, under their names. objective: of this model's alphabet.
+    """
+
+    def __init__(self, model: ProteinModel, objective: Objective[Any]) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, example: Prepared, score: bool = False) -> Loss | dict[str, TargetLosses]:
+        """The loss of an example, or the loss of each of its targets."""
+        return self.objective.score(self.model, example) if score else self.objective.loss(self.model, example)
+
+
 @dataclass
 class State:
     """The tensors of a run, besides which a checkpoint holds `Rest`: plain values.
 
     Args:
-        model: as the engine's `wrap` left it. optimisers: of its parameters.
+        model: inside what the engine's `wrap` took. optimisers: of its parameters.
         average: of the weights, by name; None where none is kept.
     """
 
@@ -58,14 +80,14 @@ class Engine(abc.ABC):
     gradient_scale: float
 
     @abc.abstractmethod
-    def wrap(self, model: ProteinModel) -> nn.Module:
-        """The model on this engine's device, ready to be called and to have its gradients brought together.
+    def wrap(self, trainee: Trainee) -> nn.Module:
+        """The same on this engine's device, ready to be called and to have its gradients brought together.
 
-        `model` itself keeps the parameters, under their names; optimisers are made from it afterwards.
+        The model itself keeps the parameters, under their names; optimisers are made from it afterwards.
         """
 
     @abc.abstractmethod
-    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """Around one forward and backward pass; gradients need to meet only after the `last` of a step."""
 
     @abc.abstractmethod
@@ -111,11 +133,11 @@ class SingleEngine(Engine):
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world, self.device, self.gradient_scale = 0, 1, device, 1.0
 
-    def wrap(self, model: ProteinModel) -> nn.Module:
+    def wrap(self, trainee: Trainee) -> nn.Module:
         """See `Engine.wrap`."""
-        return model.to(self.device)
+        return trainee.to(self.device)
 
-    def accumulating(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    def accumulating(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
         """See `Engine.accumulating`."""
         return contextlib.nullcontext()
 

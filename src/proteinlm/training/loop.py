@@ -23,21 +23,24 @@ from proteinlm.corpora.sampling import Order
 from proteinlm.corpora.store import Store
 from proteinlm.corpora.stream import Stream
 from proteinlm.errors import InputError
-from proteinlm.metrics import Bootstrap, Interval, bootstrap_interval
+from proteinlm.metrics import Bootstrap, Interval, Totals, bootstrap_interval
 from proteinlm.models import ARCHITECTURES, on_meta
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.contacts import ContactHead
-from proteinlm.objectives.masked import MaskedLanguageModel
-from proteinlm.objectives.perplexity import protein_losses
+from proteinlm.objectives.base import Loss
+from proteinlm.objectives.perplexity import add_up, fixed_example, length_batches
 from proteinlm.sequences.fasta import Refused, read_fasta
 from proteinlm.training.averaging import Average
-from proteinlm.training.engine import Engine, State, engine_of
+from proteinlm.training.engine import Engine, State, Trainee, engine_of
 from proteinlm.training.optimisers import build_optimisers, rate_factor
 from proteinlm.training.recipe import Recipe, recipe_of
-from proteinlm.training.records import TRAINING, VALIDATION, Board, Table
+from proteinlm.training.records import Board, Table, training_columns, validation_columns
 
 MOST_BAD_STEPS = 5
 """Steps in a row whose gradient is not finite, after which the run stops."""
+
+VALIDATION_TOKENS = 16384
+"""About how many tokens are scored at a time."""
 
 MODEL = "model.safetensors"
 CHECKPOINT = "checkpoint"
@@ -51,6 +54,20 @@ class Progress:
     position: int = 0
     tokens: int = 0
     bad_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a step was.
+
+    Args:
+        loss: mean over its targets, in nats. norm: of its gradient before clipping.
+        parts: means of what the loss consists of, as the objective names them.
+    """
+
+    loss: float
+    norm: float
+    parts: dict[str, float]
 
 
 class Trainer:
@@ -77,12 +94,12 @@ class Trainer:
                 # It is fitted to a trained model (papers.md 2.5), and nothing here would give it a gradient.
                 module.requires_grad_(False)
         self.model.recompute_layers = recipe.run.gradient_checkpointing
-        self.objective = MaskedLanguageModel(self.model.alphabet, recipe.masking)
+        self.objective = recipe.objective_of(self.model.alphabet)
         order = Order(self.store, recipe.data.sampling, recipe.data.fraction, recipe.run.seed)
         self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)
         self.stream.check_world(engine.world)
         self.held_out = read_proteins(recipe.data.validation, self.model)
-        self.wrapped = engine.wrap(self.model.train())
+        self.wrapped = engine.wrap(Trainee(self.model.train(), self.objective))
         self.optimisers = build_optimisers(self.model, recipe.optimiser)
         decay = recipe.optimiser.averaging
         self.average = Average(self.model, decay) if decay else None
@@ -96,8 +113,8 @@ class Trainer:
             done = self.progress.step
             board = Board(folder, done) if recipe.run.tensorboard else None
             self.tables = (
-                Table(folder / "training.csv", TRAINING, done, board),
-                Table(folder / "validation.csv", VALIDATION, done, board),
+                Table(folder / "training.csv", training_columns(self.objective.parts), done, board),
+                Table(folder / "validation.csv", validation_columns(self.objective.scores), done, board),
             )
 
     def run(self) -> None:
@@ -106,12 +123,12 @@ class Trainer:
         with self._stop, torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
             while self.progress.step < self.recipe.run.steps and not self._stop.agreed:
-                loss, norm = self.step()
+                made = self.step()
                 done, run = self.progress.step, self.recipe.run
                 if done % run.log_every == 0:
                     now = time.monotonic()
                     speed = (self.progress.tokens - tokens) / (now - since)
-                    self._log(loss, norm, speed)
+                    self._log(made, speed)
                     since, tokens = now, self.progress.tokens
                 last = done == run.steps
                 if done % run.validate_every == 0 or last:
@@ -121,32 +138,34 @@ class Trainer:
         if self.progress.step == self.recipe.run.steps:
             self.finish()
 
-    def step(self) -> tuple[float, float]:
-        """One update of the weights.
-
-        Returns:
-            the mean loss of the step in nats, and the norm of its gradient before clipping.
-        """
+    def step(self) -> Made:
+        """One update of the weights."""
         recipe, engine, progress = self.recipe, self.engine, self.progress
         crops, position = self.stream.draw(progress.position)
         parts = self.stream.parts(crops, engine.rank, engine.world, recipe.batch.tokens_per_part)
         # A constant of the right size keeps gradients near one; the exact count comes after all of them are in.
-        expected = recipe.masking.chosen * recipe.batch.tokens
-        loss_sum, count = torch.zeros((), dtype=torch.float64, device=engine.device), 0
+        expected = self.objective.share * recipe.batch.tokens
+        names = self.objective.parts
+        sums = torch.zeros(1 + len(names), dtype=torch.float64, device=engine.device)
+        counts = np.zeros(1 + len(names))
         for number, part in enumerate(parts):
             example = self.objective.prepare(part.batch, part.keys_B).to(engine.device)
             with engine.accumulating(self.wrapped, last=number == len(parts) - 1):
                 with self._autocast():
-                    loss = self.objective.loss(self.wrapped, example)
+                    loss: Loss = self.wrapped(example)
                 (loss.sum * (engine.gradient_scale / expected)).backward()
-            loss_sum, count = loss_sum + loss.sum.detach(), count + loss.count
+            pieces = [(loss.sum.detach(), loss.count), *(loss.parts[name] for name in names)]
+            sums = sums + torch.stack([piece.double() for piece, _ in pieces])
+            counts += [count for _, count in pieces]
         # Processes hear of a signal at different moments; all stop after the step in which one of them did.
-        total, targets, asked = engine.total((loss_sum.item(), count, self._stop.asked))
+        *totals, asked = engine.total((*sums.tolist(), *counts.tolist(), self._stop.asked))
         self._stop.agreed = asked > 0
-        norm = self._update(expected / max(targets, 1))
+        targets = max(totals[1 + len(names)], 1)
+        norm = self._update(expected / targets)
         progress.step, progress.position = progress.step + 1, position
         progress.tokens += sum(crop.tokens for crop in crops)
-        return total / max(targets, 1), norm
+        means = [total / max(count, 1) for total, count in zip(totals, totals[1 + len(names) :], strict=False)]
+        return Made(means[0], norm, dict(zip(names, means[1:], strict=True)))
 
     def _autocast(self) -> torch.autocast:
         bf16 = self.recipe.run.precision == "bf16"
@@ -183,12 +202,12 @@ class Trainer:
                 "or set run.precision = fp32"
             )
 
-    def _log(self, loss: float, norm: float, speed: float) -> None:
+    def _log(self, made: Made, speed: float) -> None:
         if self.tables is None:
             return
         rate = self.optimisers[0].param_groups[0]["lr"]
-        values = (self.progress.step, self.progress.tokens, loss, rate, norm, speed)
-        self.tables[0].add(dict(zip(TRAINING, values, strict=True)))
+        values = (self.progress.step, self.progress.tokens, made.loss, *made.parts.values(), rate, made.norm, speed)
+        self.tables[0].add(dict(zip(training_columns(self.objective.parts), values, strict=True)))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[ProteinModel]:
@@ -197,19 +216,43 @@ class Trainer:
             yield self.model
 
     def validate(self) -> Interval | None:
-        """ECE over the hidden residues of the held-out proteins, with fixed masks; None where there are none."""
+        """The first of the objective's scores over the held-out proteins, with fixed masks; None where there are none.
+
+        For masked language modelling it is the ECE over hidden residues.
+        """
         if not self.held_out:
             return None
-        with self.kept() as model, self._autocast():
-            losses = protein_losses(model, self.objective, self.held_out)
-        ece = bootstrap_interval(*losses.hidden, np.random.default_rng(0), Bootstrap(exponential=True))
-        chosen = float(np.exp(losses.chosen[0].sum() / losses.chosen[1].sum()))
+        first, *others = self._scores().values()
+        shown = bootstrap_interval(*first, np.random.default_rng(0), Bootstrap(exponential=True))
+        rest = [float(np.exp(sums.sum() / counts.sum())) for sums, counts in others]
         progress = self.progress
-        values = (progress.step, progress.tokens, ece.value, ece.low, ece.high, chosen, len(self.held_out))
+        values = (progress.step, progress.tokens, shown.value, shown.low, shown.high, *rest, len(self.held_out))
         if self.tables is not None:
-            self.tables[1].add(dict(zip(VALIDATION, values, strict=True)))
-        self.say(f"step {progress.step}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
-        return ece
+            self.tables[1].add(dict(zip(validation_columns(self.objective.scores), values, strict=True)))
+        name = "ECE" if self.objective.scores[0] == "ece" else self.objective.scores[0]
+        self.say(f"step {progress.step}: {name} {shown.value:.3f} [{shown.low:.3f}, {shown.high:.3f}]")
+        return shown
+
+    def _scores(self) -> dict[str, Totals]:
+        """Sums and counts of each score for each held-out protein; processes share the batches out."""
+        shape, engine = (len(self.objective.scores), 2, len(self.held_out)), self.engine
+        totals = np.zeros(shape)
+        batches = length_batches(self.held_out, VALIDATION_TOKENS)
+        with self.kept() as model, self._autocast(), torch.no_grad():
+            model.eval()
+            for start in range(0, len(batches), engine.world):
+                # All processes run the model equally often, as sharded ones must; a spare run counts for nothing.
+                number = start + engine.rank
+                rows = batches[number % len(batches)]
+                example = fixed_example(self.objective, [self.held_out[row] for row in rows], seed=0)
+                scores = self.wrapped(example.to(engine.device), score=True)
+                for name, (sums, counts) in zip(self.objective.scores, totals, strict=True):
+                    if number < len(batches):
+                        add_up(scores[name], rows, (sums, counts))
+            model.train()
+        # A protein's sum comes from one process, and the others add zeros to it.
+        summed = np.array(engine.total(totals.reshape(-1).tolist())).reshape(shape)
+        return {name: (sums, counts) for name, (sums, counts) in zip(self.objective.scores, summed, strict=True)}
 
     def _state(self) -> State:
         return State(self.model, self.optimisers, None if self.average is None else self.average.tensors)

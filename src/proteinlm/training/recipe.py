@@ -16,7 +16,9 @@ from proteinlm.config import from_dict, nearest, to_dict
 from proteinlm.corpora.sampling import MODES
 from proteinlm.errors import InputError
 from proteinlm.models import ARCHITECTURES, PRESETS, ModelConfig
+from proteinlm.objectives import OBJECTIVES, Objective, ObjectiveConfig
 from proteinlm.objectives.masked import Masking
+from proteinlm.sequences.alphabet import Alphabet
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,6 +126,8 @@ class Run:
 class Recipe:
     """A whole run. `model` is either `{preset = NAME}`, or `architecture` with the fields of its configuration.
 
+    `objective` is the configuration of one in `OBJECTIVES`; the file's section holds its name and its fields.
+
     >>> recipe = Recipe({"preset": "esm2-8m"}, Data("store"), Run(steps=10))
     >>> recipe.architecture()[0]
     'esm2'
@@ -133,7 +137,7 @@ class Recipe:
     data: Data
     run: Run
     batch: Batch = field(default_factory=Batch)
-    masking: Masking = field(default_factory=Masking)
+    objective: ObjectiveConfig = field(default_factory=Masking)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -160,9 +164,19 @@ class Recipe:
         kind = ARCHITECTURES[name].config
         return name, from_dict(kind, fields, "recipe, [model]")
 
+    @property
+    def objective_name(self) -> str:
+        """The objective's name in `OBJECTIVES`."""
+        return next(name for name, kind in OBJECTIVES.items() if kind.config is type(self.objective))
+
+    def objective_of(self, alphabet: Alphabet) -> Objective[Any]:
+        """The objective, for a model with this alphabet."""
+        return OBJECTIVES[self.objective_name].objective(alphabet, self.objective)
+
     def as_dict(self) -> dict[str, Any]:
         """Nested dictionaries, as in the file."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return {**values, "objective": {"name": self.objective_name, **values["objective"]}}
 
     def same_run(self, other: "Recipe") -> str | None:
         """What stands against going on with `other` after `self`: the first key that differs and must not.
@@ -260,23 +274,49 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
     Raises:
         InputError: an unknown section or key, a value of another type, or one out of its range.
     """
-    kinds = {"data": Data, "run": Run, "batch": Batch, "masking": Masking, "optimiser": Optimiser, "schedule": Schedule}
     sections: dict[str, Any] = {}
     for name, content in values.items():
         if not isinstance(content, dict):
             raise InputError(f"{where}: {name!r} stands outside every section; put it below the one that it belongs to")
-        if name != "model" and name not in kinds:
-            known = ["model", *kinds]
+        if name not in _SECTIONS:
             raise InputError(
-                f"{where}: section [{name}] is unknown{nearest(name, known) or '; known: ' + ', '.join(known)}"
+                f"{where}: section [{name}] is unknown{nearest(name, _SECTIONS) or '; known: ' + ', '.join(_SECTIONS)}"
             )
-        sections[name] = content if name == "model" else from_dict(kinds[name], content, f"{where}, [{name}]")
+        sections[name] = _SECTIONS[name](content, f"{where}, [{name}]")
     for name in ("model", "data", "run"):
         if name not in sections:
             raise InputError(f"{where}: section [{name}] is missing")
     recipe = Recipe(**sections)
     _check(recipe, where)
     return recipe
+
+
+def _objective(content: dict[str, Any], where: str) -> ObjectiveConfig:
+    """The configuration of the objective that the section names."""
+    fields = dict(content)
+    name = fields.pop("name", "masked")
+    if name not in OBJECTIVES:
+        raise InputError(
+            f"{where}: name {name!r} is unknown{nearest(str(name), OBJECTIVES)}; choose one of {', '.join(OBJECTIVES)}"
+        )
+    config: ObjectiveConfig = from_dict(OBJECTIVES[name].config, fields, where)
+    return config
+
+
+def _section(kind: type) -> Callable[[dict[str, Any], str], Any]:
+    return lambda content, where: from_dict(kind, content, where)
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any], str], Any]] = {
+    "model": lambda content, where: content,
+    "data": _section(Data),
+    "run": _section(Run),
+    "batch": _section(Batch),
+    "objective": _objective,
+    "optimiser": _section(Optimiser),
+    "schedule": _section(Schedule),
+}
+"""What makes each section of a recipe from its dictionary."""
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -297,7 +337,13 @@ def _check(recipe: Recipe, where: str) -> None:
         raise InputError(
             f"{where}: schedule.decay is {recipe.schedule.decay}, more than run.steps = {recipe.run.steps}; lower it"
         )
-    model = meta_model(*recipe.architecture(), f"{where}, [model]")
+    architecture, config = recipe.architecture()
+    if recipe.objective_name not in (trained_by := ARCHITECTURES[architecture].objectives):
+        raise InputError(
+            f"{where}: objective {recipe.objective_name!r} does not train architecture {architecture!r}; set "
+            f"objective.name to {' or '.join(trained_by)}"
+        )
+    model = meta_model(architecture, config, f"{where}, [model]")
     if model.max_residues is not None and recipe.data.crop > model.max_residues:
         raise InputError(
             f"{where}: data.crop is {recipe.data.crop}, and the model has positions for {model.max_residues} residues; "

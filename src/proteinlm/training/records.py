@@ -10,9 +10,24 @@ from pathlib import Path
 from proteinlm.checkpoints.files import atomic_file
 from proteinlm.errors import InputError
 
-TRAINING = ("step", "tokens", "loss", "learning_rate", "gradient_norm", "tokens_per_second")
-VALIDATION = ("step", "tokens", "ece", "low", "high", "ece_chosen", "proteins")
-"""`ece` with its interval is over hidden residues, `ece_chosen` over all that were chosen (`objectives.perplexity`)."""
+
+def training_columns(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns of `training.csv`, where a loss consists of these parts.
+
+    >>> training_columns(())
+    ('step', 'tokens', 'loss', 'learning_rate', 'gradient_norm', 'tokens_per_second')
+    """
+    return ("step", "tokens", "loss", *parts, "learning_rate", "gradient_norm", "tokens_per_second")
+
+
+def validation_columns(scores: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns of `validation.csv`, where an objective has these scores; `low` and `high` enclose the first.
+
+    >>> validation_columns(("ece", "ece_chosen"))
+    ('step', 'tokens', 'ece', 'low', 'high', 'ece_chosen', 'proteins')
+    """
+    first, *others = scores
+    return ("step", "tokens", first, "low", "high", *others, "proteins")
 
 
 class Board:

@@ -1,0 +1,35 @@
+"""Labelled data: a reader for every set that tasks train and score on, each value checked on the way in.
+
+Every reader takes the data folder (a path, or None for the environment variable PROTEINLM_DATA) and returns frozen
+records with an `id` and `residues`. What cannot be used is an `InputError` with file and line; a missing file is one
+line that says how to get it. Needs NumPy only. The modules, and what to call in them:
+
+    sources              SOURCES: {key: Source(path, holds, origin, licence, redistribute, how)}
+                         data_folder(given), locate(folder, key), missing(folder, keys), digest(path)
+    secondary_structure  read_netsurfp(folder), read_cb513(folder)
+                             -> SecondaryStructureChain(id, split, residues, ss3, ss8, mask)
+                             .ss3_classes(), .ss8_classes() -> int8 (L,), -1 where a residue does not count
+                         secondary_structure_splits(folder) -> .train, .validation, .test, .removed
+                         SS3, SS8 (class orders), three_states(ss8), class_numbers(letters, order)
+    domains              read_scop(folder) -> ScopDomain(id, sccs, residues, source, tape_split, coverage)
+                         read_cath(folder) -> CathDomain(id, cath, residues, cluster, coverage)
+                             both: .fold, .superfamily, .family
+                         without_excluded_folds(domains), EXCLUDED_FOLDS
+    chains               read_chains(folder) -> PdbChain(id, start, residues, ss8, cluster, cath, scop_sid, scop_sccs,
+                             ec_class, ec_numbers); .ss8_classes(), .keys(level)
+                         read_coordinates(folder, chains) -> Coordinates: id in it, .of(id) float32 (L, 3) in Å,
+                             .contacts(id) int8 (L, L) of 1, 0, -1
+                         contact_map(coordinates, cutoff), distances(coordinates)
+    localisation         read_deeploc(folder) -> LocalisedProtein(id, split, location, membrane, residues, source)
+                             .location_class, .membrane_class (None where there is none), .membrane_is_weak
+                         localisation_splits(folder) -> .train, .test, .removed; for_q10(proteins), for_q2(proteins)
+                         LOCATIONS (class order)
+    variants             assay_names(folder), read_assay(folder, name), read_assays(folder)
+                             -> Assay(name, wild_type, mutants, scores, source, note), .main_score, .substitutions(),
+                             .num_substitutions(), .has_stop(), .without_stops(), .select(mask)
+                         parse_variant(text) -> (Substitution(wild, position, mutant), ...)
+                         check_variant(substitutions, wild_type), mutate(wild_type, variant)
+    hierarchy            scop_level(sccs, level), cath_level(cath, level)
+    tables               read_records(path, columns, make), read_rows(path, columns), text_lines(path)
+                         remove_shared(train, test) -> (kept, removed): no sequence or id of the test set in training
+"""

@@ -1,8 +1,9 @@
 """The one loop that runs a model without training it.
 
-In: a prepared model (`Runner`) and queries, each a row number and a residue string. Out: one `Answer` per query, on
-the CPU, indexed by residue. Queries are sorted by length and packed to a token budget; proteins longer than the model's
-positions are cut into overlapping windows and stitched; a batch that does not fit in memory is halved and tried again.
+In: a prepared model (`Runner`) and queries, each a row number, a residue string and what of it is masked. Out: one
+`Answer` per query, on the CPU, indexed by residue. Queries are sorted by length and packed to a token budget; proteins
+longer than the model's positions are cut into overlapping windows and stitched; a batch that does not fit in memory is
+halved and tried again.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +24,7 @@ from proteinlm.errors import InputError
 from proteinlm.models import native
 from proteinlm.models.attention import KERNELS
 from proteinlm.models.base import Output, ProteinModel, Want
+from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -30,6 +33,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 TOKENS_PER_BATCH = 4096
 """Large enough for the matrix units, small enough for the cache; measured in docs/log.md."""
+
+TOKENS_WITH_MAPS = 512
+"""Token budget of a batch whose attention maps are kept: 660 maps (ESM-2 650M) over 512 tokens are 0.7 GB."""
 
 MOST_LANES = 8
 """Batches run side by side on a CPU; more would mostly cost memory."""
@@ -40,10 +46,16 @@ OVERLAP = 4
 
 @dataclass(frozen=True)
 class Query:
-    """A protein to run: the caller's number for it, and its residues (upper case, in the model's alphabet)."""
+    """A protein to run.
+
+    Args:
+        row: the caller's number for it. residues: upper case, in the model's alphabet.
+        masked: positions from 0 at which the model sees its mask token instead of the residue.
+    """
 
     row: int
     residues: str
+    masked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,9 @@ class Answer:
         hidden: layer -> residue vectors, shape (L, D).
         first: layer -> the BOS vector, shape (D,); empty for models without BOS. Over windows: their mean.
         logits: shape (L, V), or None.
+        first_logits: logits at the BOS token, shape (V,), or None; over windows: those of the first.
         contacts: probabilities, shape (L, L), or None. NaN where no window held both residues.
+        attentions: shape (N, H, L, L), or None; without BOS and EOS, NaN where no window held both residues.
         windows: how many windows were run; 1 is the whole protein at once.
         cropped: residues at the end that were not run (`long="crop"`).
     """
@@ -83,7 +97,9 @@ class Answer:
     hidden: dict[int, Float[Tensor, "L D"]] = field(default_factory=dict)
     first: dict[int, Float[Tensor, "D"]] = field(default_factory=dict)
     logits: Float[Tensor, "L V"] | None = None
+    first_logits: Float[Tensor, "V"] | None = None
     contacts: Float[Tensor, "L L"] | None = None
+    attentions: Float[Tensor, "N H L L"] | None = None
     windows: int = 1
     cropped: int = 0
 
@@ -213,6 +229,7 @@ class Runner:
         output.hidden = {layer: x_TD.float().cpu() for layer, x_TD in output.hidden.items()}
         output.logits_TV = None if output.logits_TV is None else output.logits_TV.float().cpu()
         output.contacts = [contacts_LL.float().cpu() for contacts_LL in output.contacts]
+        output.attentions = [maps_NHLL.float().cpu() for maps_NHLL in output.attentions]
         return output
 
 
@@ -227,6 +244,20 @@ class Piece:
     start: int
     residues: str
     owned: tuple[int, int]
+
+    def encode(self, alphabet: Alphabet) -> np.ndarray:
+        """Token ids with BOS, EOS and the masks of the query, int64.
+
+        >>> from proteinlm.sequences.alphabet import ESM1B
+        >>> cut(Query(0, "MKTV", masked=(1,)), None)[0].encode(ESM1B).tolist()
+        [0, 20, 32, 11, 7, 2]
+        """
+        ids = alphabet.encode(self.residues)
+        inside = [at - self.start for at in self.query.masked if 0 <= at - self.start < len(self.residues)]
+        if inside:
+            assert alphabet.mask is not None, "forward_all has refused masks that the model has no token for"
+            ids[np.array(inside) + len(alphabet.prefix)] = alphabet.mask
+        return ids
 
 
 def cut(query: Query, window: int | None) -> list[Piece]:
@@ -251,8 +282,13 @@ def cut(query: Query, window: int | None) -> list[Piece]:
     ]
 
 
-def plan(queries: Iterable[Query], runner: Runner) -> tuple[list[list[Piece]], list[Failure], dict[int, int]]:
-    """Batches of pieces, longest first, within the token budget; proteins refused for length; residues cropped."""
+def plan(
+    queries: Iterable[Query], runner: Runner, most_tokens: int | None = None
+) -> tuple[list[list[Piece]], list[Failure], dict[int, int]]:
+    """Batches of pieces, longest first; proteins refused for length; residues cropped.
+
+    The token budget is that of the runner's options, or `most_tokens` if that is less.
+    """
     limit, options = runner.model.max_residues, runner.options
     pieces: list[Piece] = []
     failures: list[Failure] = []
@@ -265,10 +301,12 @@ def plan(queries: Iterable[Query], runner: Runner) -> tuple[list[list[Piece]], l
             continue
         if excess > 0 and options.long == "crop":
             cropped[query.row] = excess
-            query = Query(query.row, query.residues[:limit])
+            end = len(query.residues) - excess
+            query = Query(query.row, query.residues[:end], tuple(at for at in query.masked if at < end))
         pieces.extend(cut(query, limit))
     pieces.sort(key=lambda piece: (-len(piece.residues), piece.query.row, piece.start))
-    return _pack(pieces, options.tokens_per_batch, runner), failures, cropped
+    budget = min(options.tokens_per_batch, most_tokens or options.tokens_per_batch)
+    return _pack(pieces, budget, runner), failures, cropped
 
 
 def _pack(pieces: list[Piece], budget: int, runner: Runner) -> list[list[Piece]]:
@@ -298,13 +336,16 @@ def forward_all(runner: Runner, queries: Iterable[Query], want: Want) -> Iterato
 
     Args:
         runner: a prepared model. queries: proteins; all of them are held while this runs.
-        want: what to return; attention maps are not returned through this loop.
+        want: what to return. Attention maps come in batches of at most `TOKENS_WITH_MAPS` tokens.
 
     Yields:
         one `Answer` or `Failure` per query, longest first; `row` says whose it is.
+
+    Raises:
+        InputError: the model cannot give what is wanted, or has no mask token and a query has masks.
     """
     runner.model.check(want)
-    batches, failures, cropped = plan(queries, runner)
+    batches, failures, cropped = plan(_maskable(queries, runner), runner, TOKENS_WITH_MAPS if want.attentions else None)
     yield from failures
     open_answers: dict[int, _Stitcher] = {}
     for piece, answer in _run_all(runner, batches, want):
@@ -314,6 +355,15 @@ def forward_all(runner: Runner, queries: Iterable[Query], want: Want) -> Iterato
         if stitcher.complete():
             del open_answers[row]
             yield _finished(stitcher, cropped.get(row, 0))
+
+
+def _maskable(queries: Iterable[Query], runner: Runner) -> Iterator[Query]:
+    """The queries, if the model has a token for their masks."""
+    alphabet = runner.model.alphabet
+    for query in queries:
+        if query.masked and alphabet.mask is None:
+            raise InputError(f"alphabet {alphabet.name} has no mask token; ask this model without masks")
+        yield query
 
 
 def _finished(stitcher: "_Stitcher", cropped: int) -> Answer | Failure:
@@ -366,7 +416,7 @@ def _run(runner: Runner, pieces: list[Piece], want: Want) -> Iterator[PieceAnswe
     """Run one batch; where memory runs out, run its halves. A piece that fails alone is a `Failure`."""
     alphabet = runner.model.alphabet
     batch = PackedBatch.pack(
-        [alphabet.encode(piece.residues) for piece in pieces],
+        [piece.encode(alphabet) for piece in pieces],
         rows=[piece.query.row for piece in pieces],
         prefix=len(alphabet.prefix),
         suffix=len(alphabet.suffix),
@@ -401,12 +451,15 @@ def _too_large(query: Query) -> Failure:
 def _answer(batch: PackedBatch, b: int, output: Output) -> Answer:
     """Cut the residues of sequence `b` out of a batch's output."""
     residues, start = batch.residues(b), batch.starts[b]
+    inner = slice(batch.prefix, batch.starts[b + 1] - start - batch.suffix)
     return Answer(
         row=batch.row_B[b],
         hidden={layer: x_TD[residues] for layer, x_TD in output.hidden.items()},
         first={layer: x_TD[start] for layer, x_TD in output.hidden.items()} if batch.prefix else {},
         logits=None if output.logits_TV is None else output.logits_TV[residues],
+        first_logits=None if output.logits_TV is None or not batch.prefix else output.logits_TV[start],
         contacts=output.contacts[b] if output.contacts else None,
+        attentions=output.attentions[b][:, :, inner, inner] if output.attentions else None,
     )
 
 
@@ -439,7 +492,7 @@ class _Stitcher:
         return answer
 
     def _join(self, head: Answer) -> Answer:
-        """Residue vectors from the window that owns the residue; BOS vectors averaged; contacts by their midpoint."""
+        """Residue vectors from the window that owns the residue; BOS vectors averaged; pairs by their midpoint."""
         answers = [answer for _, answer in self.parts]
         owned = [slice(piece.owned[0] - piece.start, piece.owned[1] - piece.start) for piece, _ in self.parts]
         logits = [answer.logits[own] for answer, own in zip(answers, owned, strict=True) if answer.logits is not None]
@@ -451,19 +504,23 @@ class _Stitcher:
             },
             first={layer: torch.stack([answer.first[layer] for answer in answers]).mean(0) for layer in head.first},
             logits=torch.cat(logits) if logits else None,
-            contacts=None if head.contacts is None else self._join_contacts(),
+            first_logits=head.first_logits,
+            contacts=self._join_pairs([answer.contacts for answer in answers]),
+            attentions=self._join_pairs([answer.attentions for answer in answers]),
             windows=len(self.parts),
         )
 
-    def _join_contacts(self) -> Float[Tensor, "L L"]:
+    def _join_pairs(self, maps: list[Tensor | None]) -> Float[Tensor, "... L L"] | None:
         """Each pair from the window that owns its midpoint, the one in which the pair stands deepest."""
-        length = len(self.query.residues)
-        whole_LL = torch.full((length, length), float("nan"))
-        for piece, answer in self.parts:
-            assert answer.contacts is not None, "every window was run with the same wants"
+        length, first = len(self.query.residues), maps[0]
+        if first is None:
+            return None
+        whole = torch.full((*first.shape[:-2], length, length), float("nan"))
+        for (piece, _), window in zip(self.parts, maps, strict=True):
+            assert window is not None, "every window was run with the same wants"
             index = torch.arange(piece.start, piece.start + len(piece.residues))
             twice_midpoint = index[:, None] + index[None, :]
             mine = (twice_midpoint >= 2 * piece.owned[0]) & (twice_midpoint < 2 * piece.owned[1])
-            block = whole_LL[index[0] : index[-1] + 1, index[0] : index[-1] + 1]
-            block[mine] = answer.contacts[mine]
-        return whole_LL
+            block = whole[..., index[0] : index[-1] + 1, index[0] : index[-1] + 1]
+            block[..., mine] = window[..., mine]
+        return whole

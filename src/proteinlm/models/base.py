@@ -64,6 +64,7 @@ class ProteinModel(nn.Module, abc.ABC):
         max_residues: longest sequence the model has positions for; None where there is no limit.
         has_contacts, has_attentions, has_logits: whether `Want` of that name can be answered.
         attention_kernel: a name in `attention.KERNELS` that every layer is to use; None chooses.
+        logits_ahead: whether the logits at a token are about the next one instead of the token itself.
         precisions: those that `prepare` takes.
         recompute_layers: whether training keeps only what enters each layer, and computes what is inside again for the
             backward pass: less memory, one more forward pass, the same numbers.
@@ -78,6 +79,7 @@ class ProteinModel(nn.Module, abc.ABC):
     attention_kernel: str | None = None
     precisions: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     has_logits: bool = True
+    logits_ahead: bool = False
     recompute_layers: bool = False
 
     @abc.abstractmethod

@@ -84,6 +84,7 @@ class UniRep(ProteinModel):
 
     precisions: tuple[torch.dtype, ...] = (torch.float32,)
     """What `prepare` takes. bf16 is refused: its error accumulates in the state (see `prepare_weights`)."""
+    logits_ahead = True
 
     def __init__(self, config: UniRepConfig) -> None:
         super().__init__()

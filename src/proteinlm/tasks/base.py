@@ -213,7 +213,7 @@ class Task(abc.ABC):
         name: as `plm evaluate --tasks` takes it. version: raised whenever the figures of the same model would change.
         title: a line for people. source: paper and section.
         needs: abilities without which the task does not apply to a model.
-        files: what it reads, relative to the data folder; the machine checks that they are there and hashes them.
+        sources: keys of `datasets.sources.SOURCES` that it reads; the machine looks for them and takes digests.
     """
 
     name: str
@@ -221,7 +221,7 @@ class Task(abc.ABC):
     title: str
     source: str
     needs: frozenset[Ability] = frozenset()
-    files: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def __init__(self, options: TaskOptions, model: ModelFacts) -> None:
         self.options, self.model = options, model

@@ -43,9 +43,7 @@ def bound_on_scores(heads: Heads) -> float:
     """The largest score there is, in the units of the exponential."""
     exact = in_fp32(heads)
     return max(
-        (query[0] @ key[0].transpose(1, 2)).abs().max().item()
-        for start, end in zip(heads.starts, heads.starts[1:], strict=False)
-        for query, key, _ in (exact.take(start, end - start, 1),)
+        (query[0] @ key[0].transpose(1, 2)).abs().max().item() for query, key, _ in map(exact.take, exact.each())
     )
 
 

@@ -1,11 +1,14 @@
 """Attention over packed sequences, and the one place that chooses how it is computed.
 
 In: queries (already scaled), keys and values, heads first, and the starts of the sequences in them. Out: (T, H, C).
-No token sees another sequence. `loop` is the reference, one sequence at a time in plain matrix products; every other
-kernel is tested against it. Kernels that work best on equal lengths take neighbours of equal length together.
+No token sees another sequence, unless keys come from a second batch: then sequence b of the one sees sequence b of the
+other. What is added to scores by relative position, causal masks included, is an `OffsetBias`. `loop` is the reference,
+one sequence at a time in plain matrix products; every other kernel is tested against it. Kernels that work best on
+equal lengths take neighbours of equal length together.
 
 Shape letters: T tokens in the batch, N sequences of one length taken together, L tokens of a sequence, H heads,
-C channels of a head, S keys (L, plus one where the model learned an extra key).
+C channels of a head, S keys of a sequence (L, plus one where the model learned an extra key; else as many as the
+second batch has).
 """
 
 import math
@@ -21,7 +24,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 from proteinlm.errors import InputError
 from proteinlm.models import native
-from proteinlm.models.attention_training import PackedAttention
+from proteinlm.models.attention_training import PackedAttention, Run
+from proteinlm.models.offsets import OffsetBias
 
 Starts = tuple[int, ...]
 ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
@@ -39,9 +43,11 @@ class Heads:
     """What a kernel works on: scaled queries, keys, values, and where each sequence starts.
 
     Args:
-        query_HTC, key_HTC, value_HTC: shape (H, T, C).
+        query_HTC, key_HTC, value_HTC: shape (H, T, C); keys and values may be of another number of tokens.
         starts: B + 1 offsets, as in `PackedBatch`.
         extra: a learned key and value seen by every query, or None.
+        bias: what is added to scores by relative position, or None; not together with `extra`.
+        key_starts: B + 1 offsets of the keys, where they come from a second batch; None where it is the same.
     """
 
     query_HTC: Float[Tensor, "H T C"]
@@ -49,30 +55,52 @@ class Heads:
     value_HTC: Float[Tensor, "H T C"]
     starts: Starts
     extra: ExtraKey | None = None
+    bias: OffsetBias | None = None
+    key_starts: Starts | None = None
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Neighbouring sequences of equal length: (first token, length, how many)."""
-        lengths = [end - start for start, end in pairwise(self.starts)]
-        b = 0
-        while b < len(lengths):
-            n = 1
-            while b + n < len(lengths) and lengths[b + n] == lengths[b]:
-                n += 1
-            yield self.starts[b], lengths[b], n
-            b += n
+    def __post_init__(self) -> None:
+        assert self.extra is None or self.bias is None, "no model has both"
 
-    def take(self, start: int, length: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def each(self) -> Iterator[Run]:
+        """Every sequence as a run of its own."""
+        for (start, end), (first, last) in zip(
+            pairwise(self.starts), pairwise(self.key_starts or self.starts), strict=True
+        ):
+            yield Run(start, end - start, first, last - first, 1)
+
+    def runs(self) -> Iterator[Run]:
+        """Neighbouring sequences of equal length, together."""
+        open_run: Run | None = None
+        for one in self.each():
+            if open_run is not None and (open_run.length, open_run.keys) == (one.length, one.keys):
+                open_run = open_run._replace(sequences=open_run.sequences + 1)
+                continue
+            if open_run is not None:
+                yield open_run
+            open_run = one
+        if open_run is not None:
+            yield open_run
+
+    def take(self, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (N, H, L, C), keys and values (N, H, S, C) of a run, the extra key appended."""
         query, key, value = (
-            x[:, start : start + n * length].unflatten(1, (n, length)).transpose(0, 1)
-            for x in (self.query_HTC, self.key_HTC, self.value_HTC)
+            x[:, start : start + run.sequences * length].unflatten(1, (run.sequences, length)).transpose(0, 1)
+            for x, start, length in (
+                (self.query_HTC, run.start, run.length),
+                (self.key_HTC, run.key_start, run.keys),
+                (self.value_HTC, run.key_start, run.keys),
+            )
         )
         if self.extra is not None:
             key, value = (
-                torch.cat([x, learned[None, :, None].expand(n, -1, -1, -1)], dim=2)
+                torch.cat([x, learned[None, :, None].expand(run.sequences, -1, -1, -1)], dim=2)
                 for x, learned in ((key, self.extra[0]), (value, self.extra[1]))
             )
         return query, key, value
+
+    def added(self, run: Run) -> Float[Tensor, "H L S"] | None:
+        """What is added to the scores of each sequence of a run, in the precision of the queries."""
+        return None if self.bias is None else self.bias.matrix(run.length, run.keys, self.query_HTC.dtype)
 
 
 def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
@@ -81,49 +109,59 @@ def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
     Yields:
         for each sequence, probabilities of shape (H, L, S); S = L, plus one column for an extra key.
     """
-    for start, end in pairwise(heads.starts):
-        query, key, _ = heads.take(start, end - start, 1)
-        yield torch.softmax(query[0].float() @ key[0].float().transpose(1, 2), dim=-1)
+    for run in heads.each():
+        query, key, _ = heads.take(run)
+        scores_HLS = query[0].float() @ key[0].float().transpose(1, 2)
+        if heads.bias is not None:
+            scores_HLS = scores_HLS + heads.bias.matrix(run.length, run.keys, torch.float32)
+        yield torch.softmax(scores_HLS, dim=-1)
 
 
 def loop(heads: Heads) -> Float[Tensor, "T H C"]:
     """The reference: one sequence at a time, softmax of a plain product. Runs anywhere, in any precision."""
     outputs = []
-    for maps_HLS, (start, end) in zip(probabilities(heads), pairwise(heads.starts), strict=True):
-        _, _, value = heads.take(start, end - start, 1)
+    for maps_HLS, run in zip(probabilities(heads), heads.each(), strict=True):
+        _, _, value = heads.take(run)
         outputs.append((maps_HLS @ value[0].float()).transpose(0, 1))
     return torch.cat(outputs).to(heads.query_HTC.dtype)
 
 
 def sdpa(heads: Heads) -> Float[Tensor, "T H C"]:
     """PyTorch's fused attention, one call for each run of equal lengths. Runs anywhere, in any precision."""
-    outputs = []
-    for start, length, n in heads.runs():
-        query, key, value = heads.take(start, length, n)
-        output = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)
+    return torch.cat([_fused(heads, run).transpose(1, 2).flatten(0, 1) for run in heads.runs()])
+
+
+def _fused(heads: Heads, run: Run) -> Float[Tensor, "N H L C"]:
+    """`scaled_dot_product_attention` of one run."""
+    query, key, value = heads.take(run)
+    added_HLS = heads.added(run)
+    if added_HLS is None:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    mask = added_HLS.expand(len(heads.query_HTC), -1, -1)[None].expand(run.sequences, -1, -1, -1)
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
 
 
 def matmul(heads: Heads) -> Float[Tensor, "T H C"]:
     """Batched matrix products on the CPU's bf16 units, with exponentials that need no row maximum.
 
     `scaled_dot_product_attention` runs narrow heads far below the rate of the matrix units. Here scores are two batched
-    products around one in-place exp2. By Cauchy-Schwarz no score exceeds |q| |k|; where that bound is within
-    `SAFE_EXPONENT`, exp2 cannot overflow and the maximum need not be found. A run whose bound is larger takes `sdpa`.
+    products around one in-place exp2. By Cauchy-Schwarz no score exceeds |q| |k|; where that bound, and what a bias may
+    add to it, is within `SAFE_EXPONENT`, exp2 cannot overflow and the maximum need not be found. A run whose bound is
+    larger takes `sdpa`. A bias multiplies the exponentials (`OffsetBias.factors`).
     """
     query_HTC = heads.query_HTC * math.log2(math.e)
     norm_q_HT, norm_k_HT = (torch.linalg.vector_norm(x, dim=-1) for x in (query_HTC, heads.key_HTC))
-    all_safe = _largest_score(norm_q_HT, norm_k_HT, heads.extra) <= SAFE_EXPONENT
+    safe = SAFE_EXPONENT if heads.bias is None else SAFE_EXPONENT - math.log2(math.e) * heads.bias.largest()
+    all_safe = _largest_score(norm_q_HT, norm_k_HT, heads.extra) <= safe
     base_two = replace(heads, query_HTC=query_HTC)
     output_THC = query_HTC.new_empty(query_HTC.shape[1], query_HTC.shape[0], query_HTC.shape[2])
-    for start, length, n in heads.runs():
-        span = slice(start, start + n * length)
-        run_NHLC = output_THC[span].unflatten(0, (n, length)).transpose(1, 2)
-        if all_safe or _largest_score(norm_q_HT[:, span], norm_k_HT[:, span], heads.extra) <= SAFE_EXPONENT:
-            _exponential_attention(*base_two.take(start, length, n), out=run_NHLC)
+    for run in heads.runs():
+        run_NHLC = output_THC[run.span].unflatten(0, (run.sequences, run.length)).transpose(1, 2)
+        if all_safe or _largest_score(norm_q_HT[:, run.span], norm_k_HT[:, run.key_span], heads.extra) <= safe:
+            factors = None if heads.bias is None else heads.bias.factors(run.length, run.keys, query_HTC.dtype)
+            _exponential_attention(base_two.take(run), factors, out=run_NHLC)
         else:
-            run_NHLC.copy_(F.scaled_dot_product_attention(*heads.take(start, length, n), scale=1.0))
+            run_NHLC.copy_(_fused(heads, run))
     return output_THC
 
 
@@ -135,18 +173,25 @@ def _largest_score(norm_q_HT: Tensor, norm_k_HT: Tensor, extra: ExtraKey | None)
     return (norm_q_HT.amax(1) * largest_key_H).max().item()
 
 
-def _exponential_attention(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+def _exponential_attention(taken: tuple[Tensor, Tensor, Tensor], factors_HLS: Tensor | None, out: Tensor) -> None:
     """softmax(q k^T) v with base-2 scores known to be small, a cacheful of heads at a time.
 
     Args:
-        query: (N, H, L, C), scores in powers of two. key, value: (N, H, S, C). out: filled, (N, H, L, C).
+        taken: queries (N, H, L, C), scores in powers of two; keys and values (N, H, S, C).
+        factors_HLS: of the exponentials, for keys in reverse order; None where there is no bias.
+        out: filled, (N, H, L, C).
     """
+    query, key, value = taken
     n, h, length, _ = query.shape
+    if factors_HLS is not None:
+        key, value, factors_HLS = key.flip(2), value.flip(2), factors_HLS.expand(h, -1, -1)
     step = max(1, SCORES_IN_CACHE // (n * length * key.shape[2]))
     for first in range(0, h, step):
         some = slice(first, min(first + step, h))
         query_, key_, value_ = (x[:, some].flatten(0, 1) for x in (query, key, value))
         weights = torch.bmm(query_, key_.transpose(1, 2)).exp2_()
+        if factors_HLS is not None:
+            weights.unflatten(0, (n, -1)).mul_(factors_HLS[some])
         total = weights.sum(-1, keepdim=True)
         mixed = torch.bmm(weights, value_).unflatten(0, (n, -1))
         torch.div(mixed, total.unflatten(0, (n, -1)), out=out[:, some])
@@ -154,26 +199,27 @@ def _exponential_attention(query: Tensor, key: Tensor, value: Tensor, out: Tenso
 
 def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
     """FlashAttention over variable lengths on CUDA, bf16 or fp16; one launch for the whole batch."""
-    lengths = [end - start for start, end in pairwise(heads.starts)]
+    if heads.bias is not None:
+        raise InputError("the varlen attention kernel takes no relative-position bias (T5); use sdpa")
+    lengths = [run.keys for run in heads.each()]
     device = heads.query_HTC.device
     starts_q = torch.tensor(heads.starts, dtype=torch.int32, device=device)
     query, key, value = (x.transpose(0, 1) for x in (heads.query_HTC, heads.key_HTC, heads.value_HTC))
-    starts_k = starts_q
+    starts_k = torch.tensor(heads.key_starts or heads.starts, dtype=torch.int32, device=device)
     if heads.extra is not None:
         key, value = (
             torch.cat([part for piece in x.split(lengths) for part in (piece, learned[None].to(x.dtype))])
             for x, learned in ((key, heads.extra[0]), (value, heads.extra[1]))
         )
-        starts_k = starts_q + torch.arange(len(heads.starts), dtype=torch.int32, device=device)
-    longest = max(lengths)
+        starts_k = starts_k + torch.arange(len(heads.starts), dtype=torch.int32, device=device)
     output = varlen_attn(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
         starts_q,
         starts_k,
-        longest,
-        longest + (heads.extra is not None),
+        max(run.length for run in heads.each()),
+        max(lengths) + (heads.extra is not None),
         scale=1.0,
     )
     assert isinstance(output, Tensor)
@@ -182,17 +228,25 @@ def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
 
 def compiled(heads: Heads) -> Float[Tensor, "T H C"]:
     """The optional C kernel for CPUs with bf16 units (`models.native`); runs on the calling thread."""
-    if heads.extra is not None:
-        raise InputError("the compiled attention kernel takes no extra key (ESM-1); use matmul or sdpa")
+    if not _plain(heads):
+        raise InputError(
+            "the compiled attention kernel takes no extra key (ESM-1), no relative-position bias and no second batch "
+            "(T5); use matmul or sdpa"
+        )
     return native.attend(heads.query_HTC, heads.key_HTC, heads.value_HTC, heads.starts)
+
+
+def _plain(heads: Heads) -> bool:
+    """Whether the queries of each sequence see the keys of that sequence, and nothing else makes a difference."""
+    return heads.extra is None and heads.bias is None and heads.key_starts is None
 
 
 def trainable(heads: Heads) -> Float[Tensor, "T H C"]:
     """Matrix products whose backward pass is written out (`attention_training`); any precision."""
     learned = None if heads.extra is None else torch.stack(heads.extra)
-    output: Tensor = PackedAttention.apply(
-        heads.query_HTC, heads.key_HTC, heads.value_HTC, tuple(heads.runs()), learned
-    )
+    runs = tuple(heads.runs())
+    added = () if heads.bias is None else tuple(heads.added(run) for run in runs)
+    output: Tensor = PackedAttention.apply(heads.query_HTC, heads.key_HTC, heads.value_HTC, runs, learned, *added)
     return output.transpose(0, 1)
 
 
@@ -220,12 +274,12 @@ def choose(heads: Heads) -> str:
     query, channels = heads.query_HTC, heads.query_HTC.shape[2]
     if query.device.type == "cuda":
         low_precision = query.dtype in (torch.bfloat16, torch.float16)
-        return "varlen" if low_precision and channels % 8 == 0 else "sdpa"
+        return "varlen" if low_precision and channels % 8 == 0 and heads.bias is None else "sdpa"
     if torch.is_grad_enabled() and query.requires_grad:
         return "trainable"
     if query.dtype != torch.bfloat16:
         return "sdpa"
-    fits = heads.extra is None and channels % 2 == 0 and channels <= native.MOST_CHANNELS
+    fits = _plain(heads) and channels % 2 == 0 and channels <= native.MOST_CHANNELS
     if fits and torch.get_num_threads() <= FEW_THREADS and native.library() is not None:
         return "compiled"
     return "matmul"

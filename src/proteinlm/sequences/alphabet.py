@@ -2,7 +2,8 @@
 
 In: a residue string, already upper case. Out: token ids with BOS and EOS where the model was trained with them.
 A letter that an alphabet has no place for is a `LetterError`, never a guess: the FASTA reader turns it into a refused
-record. Tables: fair-esm `esm/data.py` and `esm/constants.py`; UniRep `data_utils.py` (papers.md 8.1 and 8.4).
+record. Tables: fair-esm `esm/data.py` and `esm/constants.py`; UniRep `data_utils.py`; vocabularies of ProtTrans
+(papers.md 8.1, 8.4 and 6.4).
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Alphabet:
         tokens: every token, in the order of its id.
         pad, mask: ids of the padding and mask tokens; `mask` is None where the model was not trained with one.
         prefix, suffix: ids put before and after the residues of every sequence (BOS, EOS).
-        substitutes: letters without a token of their own, and the residue that is read in their place.
+        substitutes: letters without a token of their own, and the token that is read in their place.
 
     >>> ESM1B.encode("MKTVRQG")
     array([ 0, 20, 15, 11,  7, 10, 16,  6,  2])
@@ -66,7 +67,7 @@ class Alphabet:
             if len(token) == 1 and token.isalpha():
                 table[ord(token)] = index
         for letter, residue in self.substitutes:
-            table[ord(letter)] = table[ord(residue)]
+            table[ord(letter)] = self.tokens.index(residue)
         return table
 
     def residue_ids(self, residues: str) -> np.ndarray:
@@ -153,5 +154,72 @@ UNIREP = Alphabet(
 )
 """26 tokens; the feature pass uses `<start>` and no `<stop>` (papers.md 8.4)."""
 
-ALPHABETS: dict[str, Alphabet] = {alphabet.name: alphabet for alphabet in (ESM1, ESM1B, UNIREP)}
+_UZOB = tuple((letter, "X") for letter in "UZOBJ")
+"""ProtTrans reads U, Z, O and B as X, although some vocabularies have tokens for them (papers.md 6); so here J, too."""
+
+PROTBERT = Alphabet(
+    name="ProtBert",
+    tokens=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO"),
+    pad=0,
+    mask=4,
+    prefix=(2,),
+    suffix=(3,),
+    substitutes=_UZOB,
+)
+"""30 tokens of ProtBert and ProtElectra, `[CLS]` in front, `[SEP]` behind (their vocab.txt; papers.md 6.4)."""
+
+PROTALBERT = Alphabet(
+    name="ProtAlbert",
+    tokens=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *'()"-.\u2013\u00a3\u20ac', *"LAGVESIKRDTPNQFYMHCWX"),
+    pad=0,
+    mask=4,
+    prefix=(2,),
+    suffix=(3,),
+    substitutes=_UZOB,
+)
+"""34 tokens, `[CLS]` in front, `[SEP]` behind: five special ones, the eight signs that ALBERT's recipe for vocabularies
+reserves, the twenty residues and X. The published spiece.model says in which order; readers put its rows into this one.
+"""
+
+_SENTENCEPIECE_SIGNS = tuple('.()"-\u2013\u00a3\u20ac')
+
+PROTXLNET = Alphabet(
+    name="ProtXLNet",
+    tokens=(
+        *("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"),
+        *_SENTENCEPIECE_SIGNS,
+        *"LAGVSERTIDPKQFNYMHWC",
+    ),
+    pad=5,
+    mask=6,
+    suffix=(4, 3),
+    substitutes=tuple((letter, "<unk>") for letter in "XUZOBJ"),
+)
+"""37 tokens, `<sep> <cls>` behind, nothing in front; X, too, is read as `<unk>` (papers.md 6.4). Nine special tokens and
+the eight signs that XLNet's recipe for vocabularies reserves, then the twenty residues. The published spiece.model says
+in which order; readers put its rows into this one."""
+
+_PROTTXL_TOKENS = ("<unk>", "<eos>", *"ALGVSREDTIPKFQNYMHWCX")
+
+PROTTXL = Alphabet(
+    name="ProtTXL",
+    tokens=_PROTTXL_TOKENS,
+    pad=0,
+    mask=None,
+    prefix=(1,),
+    suffix=(1,),
+    substitutes=_UZOB,
+)
+"""23 tokens, as the parameter counts of papers.md 6.1 ask for, `<eos>` in front and behind: in a training stream, every
+protein follows the `<eos>` of the one before. ProtTXL was never released, so that nothing says what the 23 are."""
+
+PROTTXL_BARE = Alphabet(
+    name="ProtTXL-bare", tokens=_PROTTXL_TOKENS, pad=0, mask=None, prefix=(), suffix=(), substitutes=_UZOB
+)
+"""The same without `<eos>` around a protein: papers.md 6.4, from memory."""
+
+ALPHABETS: dict[str, Alphabet] = {
+    alphabet.name: alphabet
+    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, PROTALBERT, PROTXLNET, PROTTXL, PROTTXL_BARE)
+}
 """Alphabets by name, as configurations name them."""

@@ -8,7 +8,10 @@ from proteinlm.models import ARCHITECTURES
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.esm import Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import LstmConfig
+from proteinlm.models.t5 import T5Config, T5EncoderConfig
+from proteinlm.models.transformer_xl import TransformerXlConfig
 from proteinlm.models.unirep import UniRepConfig
+from proteinlm.models.xlnet import XlnetConfig
 
 TINY = {
     "esm1": ("esm1", Esm1Config(2, 16, 2, 40)),
@@ -20,7 +23,12 @@ TINY = {
     "esm2-body": ("esm2", Esm2Config(3, 16, 4, 64, token_dropout=False, contact_head=False, language_head=False)),
     "lstm": ("lstm", LstmConfig(num_layers=2, width=8)),
     "lstm-projected": ("lstm", LstmConfig(num_layers=2, width=6, cell_width=10)),
+    "transformer-xl": ("transformer-xl", TransformerXlConfig(2, 16, 2, 6, 24, segment=8, memory=6)),
+    "transformer-xl-bare": ("transformer-xl", TransformerXlConfig(2, 16, 4, 4, 24, boundaries=False)),
+    "t5": ("t5", T5Config(2, 3, 16, 3, 8, 40)),
+    "t5-encoder": ("t5-encoder", T5EncoderConfig(3, 16, 3, 8, 40, buckets=8, furthest=20)),
     "unirep": ("unirep", UniRepConfig(width=12, num_layers=2, embedding_width=5)),
+    "xlnet": ("xlnet", XlnetConfig(2, 16, 2, 40, text_segments=True)),
 }
 
 

@@ -23,18 +23,11 @@ WEIGHTS_VARIABLE = "PROTEINLM_WEIGHTS"
 """Environment variable that names the weights folder."""
 
 UNSUPPORTED: dict[str, str] = {
-    "prot_t5": "T5",
-    "prot_t5_xl_uniref50": "T5",
-    "prot_t5_xl_bfd": "T5",
-    "prot_t5_xxl_uniref50": "T5",
-    "prot_t5_xxl_bfd": "T5",
-    "prot_t5_xl_half_uniref50-enc": "T5",
     "prot_bert": "BERT",
     "prot_bert_bfd": "BERT",
     "prot_albert": "ALBERT",
     "prot_electra_discriminator_bfd": "ELECTRA",
     "prot_electra_generator_bfd": "ELECTRA",
-    "prot_xlnet": "XLNet",
     "ProstT5": "T5",
 }
 """Models of Rostlab that users ask for by name, and their architecture, which this version does not have."""

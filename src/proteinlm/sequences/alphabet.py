@@ -195,9 +195,9 @@ PROTXLNET = Alphabet(
     suffix=(4, 3),
     substitutes=tuple((letter, "<unk>") for letter in "XUZOBJ"),
 )
-"""37 tokens, `<sep> <cls>` behind, nothing in front; X, too, is read as `<unk>` (papers.md 6.4). Nine special tokens and
-the eight signs that XLNet's recipe for vocabularies reserves, then the twenty residues. The published spiece.model says
-in which order; readers put its rows into this one."""
+"""37 tokens, `<sep> <cls>` behind, nothing in front; X, too, is read as `<unk>` (papers.md 6.4). Nine special tokens, the
+eight signs that XLNet's recipe for vocabularies reserves, the twenty residues. The published spiece.model says in which
+order; readers put its rows into this one."""
 
 _PROTTXL_TOKENS = ("<unk>", "<eos>", *"ALGVSREDTIPKFQNYMHWCX")
 
@@ -218,8 +218,22 @@ PROTTXL_BARE = Alphabet(
 )
 """The same without `<eos>` around a protein: papers.md 6.4, from memory."""
 
+PROTT5 = Alphabet(
+    name="ProtT5",
+    tokens=(
+        *("<pad>", "</s>", "<unk>"),
+        *"ALGVSREDTIPKFQNYMHWCXBOUZ",
+        *(f"<extra_id_{number}>" for number in reversed(range(100))),
+    ),
+    pad=0,
+    mask=127,
+    suffix=(1,),
+    substitutes=_UZOB,
+)
+"""128 tokens, `</s>` behind, nothing in front (papers.md 6.4); the mask is the first of 100 sentinels."""
+
 ALPHABETS: dict[str, Alphabet] = {
     alphabet.name: alphabet
-    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, PROTALBERT, PROTXLNET, PROTTXL, PROTTXL_BARE)
+    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
 }
 """Alphabets by name, as configurations name them."""

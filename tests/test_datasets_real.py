@@ -5,7 +5,10 @@ from collections import Counter
 import numpy as np
 from conftest import shared_data
 
+from proteinlm.datasets.alignments import read_balifam, read_chain_alignments, read_example_alignments, read_pfam
+from proteinlm.datasets.annotations import read_enzymes, read_kingdoms, read_orthologs
 from proteinlm.datasets.chains import read_chains, read_coordinates
+from proteinlm.datasets.conservation import read_conservation
 from proteinlm.datasets.domains import EXCLUDED_FOLDS, read_cath, read_scop, without_excluded_folds
 from proteinlm.datasets.localisation import TWO_LOCATIONS, for_q2, for_q10, localisation_splits, read_deeploc
 from proteinlm.datasets.secondary_structure import disagreement, read_cb513, read_netsurfp, secondary_structure_splits
@@ -90,3 +93,31 @@ def test_assays() -> None:
         "nn4dms_bgl3": 916
     }
     assert sum(int(np.isnan(values).sum()) for assay in assays.values() for values in assay.scores.values()) == 19
+
+
+def test_alignments() -> None:
+    folder = shared_data()
+    chains = {chain.id: chain for chain in read_chains(folder)}
+    found = read_chain_alignments(folder, chains.values())
+    assert len(found) == 428 and set(found) <= set(read_coordinates(folder).rows)
+    # Two of them have 15 rows, the query included; all others 16 and more.
+    assert Counter(len(alignment) < 16 for alignment in found.values()) == {False: 426, True: 2}
+    families = read_balifam(folder)
+    assert len(families) == 40 and all(len(family.homologs) >= 100 for family in families)
+    assert len(read_balifam(folder, 1000)) == 39
+    shapes = {family.id: (len(family.alignment), family.alignment.num_columns) for family in read_pfam(folder)}
+    assert shapes == {"PF00014": (13_600, 53), "PF13354": (7_515, 202)}
+    examples = read_example_alignments(folder)
+    assert len(examples) == 12 and examples["1a3a_1_A.a3m"].num_columns == 145
+    assert examples["ube4b.a2m"].num_columns == 102
+
+
+def test_other_labels() -> None:
+    folder = shared_data()
+    assert Counter(chain.split for chain in read_conservation(folder)) == {"train": 9_392, "val": 555}
+    orthologs = read_orthologs(folder)
+    assert len(orthologs) == 1_108 and len({protein.group for protein in orthologs}) == 45
+    assert len({protein.species for protein in orthologs}) == 12
+    kingdoms = read_kingdoms(folder)
+    assert len(kingdoms) == 11_372 and sum(protein.enzyme_class is not None for protein in kingdoms) == 2_258
+    assert len(read_enzymes(folder)) == 113_146

@@ -29,6 +29,18 @@ line that says how to get it. Needs NumPy only. The modules, and what to call in
                              .num_substitutions(), .has_stop(), .without_stops(), .select(mask)
                          parse_variant(text) -> (Substitution(wild, position, mutant), ...)
                          check_variant(substitutions, wild_type), mutate(wild_type, variant)
+    conservation         read_conservation(folder) -> ConservationChain(id, split, residues, conservation), .classes()
+    annotations          read_orthologs(folder) -> OrthologousProtein(id, group, species, residues)
+                         read_kingdoms(folder) -> KingdomProtein(id, kingdom, ec_number, residues, source),
+                             .kingdom_class, .enzyme_class; read_enzymes(folder) -> Enzyme(id, ec_numbers)
+    alignments           Alignment(id, names, rows): .num_columns, .residues(row), .residue_of_column(row), .matrix()
+                         read_a3m(path), read_stockholm(path), read_chain_alignments(folder, chains) -> {chain: ...}
+                         read_balifam(folder, size) -> BalifamFamily(id, homologs, reference)
+                         read_pfam(folder) -> PfamFamily(id, alignment, pairs, distances)
+                         read_example_alignments(folder) -> {file: Alignment}
+    splits               split_folds(keys, num_folds, seed, weights) -> Folds: .of_record, .train(k), .test(k), .sizes()
+                         structural_folds(chains, level, num_folds, seed), linked_groups(keys), check_folds(folds, keys)
+                         level_key(code, level)
     hierarchy            scop_level(sccs, level), cath_level(cath, level)
     tables               read_records(path, columns, make), read_rows(path, columns), text_lines(path)
                          remove_shared(train, test) -> (kept, removed): no sequence or id of the test set in training

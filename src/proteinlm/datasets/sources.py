@@ -42,6 +42,15 @@ _PROMOD3 = "`apt download promod3-data` (Debian), the structure database of ProM
 
 _TABLE = (
     Source(
+        "held_out",
+        "pretrain/valid_public.fasta.gz",
+        "670 proteins of 50-1,022 residues, none near a training sequence",
+        "UniProt (Swiss-Prot 2014_01) by way of Debian's metastudent-data",
+        "CC BY 4.0",
+        True,
+        "`plm corpus split`, which holds out clusters of your own sequences; any FASTA file under that name will do",
+    ),
+    Source(
         "netsurfp",
         "secondary_structure/netsurfp_train_val.tsv.gz",
         "9,712 training and 1,080 validation chains with ss3, ss8 and mask",

@@ -1,13 +1,22 @@
 """Intervals against cases worked out by hand, against SciPy draw for draw, and against the coverage they promise."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from proteinlm import metrics
 from proteinlm.errors import InputError
-from proteinlm.metrics import Bootstrap, bootstrap_difference, bootstrap_interval, sum_by_group
+from proteinlm.metrics import (
+    Bootstrap,
+    bootstrap_difference,
+    bootstrap_interval,
+    spearman,
+    spearman_terms,
+    sum_by_group,
+)
 
 
 def proteins(count: int, seed: int, hardness: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -190,3 +199,49 @@ def test_bad_options_are_refused() -> None:
     totals = np.array([1.0, 2.0]), np.array([1, 1])
     with pytest.raises(InputError, match="2 and 1 groups cannot be paired"):
         bootstrap_difference(totals, (totals[0][:1], totals[1][:1]), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("levels", [4, 30, 10**9])
+def test_spearman_against_scipy(levels: int) -> None:
+    """Ties from many to none; the same ranks give the same correlation to rounding."""
+    random = np.random.default_rng(levels)
+    compared = 0
+    for length in (2, 3, 10, 500):
+        for _ in range(20):
+            first, second = random.integers(0, levels, (2, length)).astype(float)
+            second += random.choice([0, 1, -1]) * first
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # SciPy warns of constant input, for which both give NaN
+                theirs = scipy.stats.spearmanr(first, second).statistic
+            np.testing.assert_allclose(spearman(first, second), theirs, atol=1e-12)
+            compared += np.isfinite(theirs)
+    assert compared >= 60
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.7, 5.0])
+@pytest.mark.parametrize("ties", [False, True])
+def test_spearman_terms_have_the_spread_of_ranking_anew(strength: float, ties: bool) -> None:
+    """The interval of the mean of the terms is that of a bootstrap that ranks every resample."""
+    random = np.random.default_rng(7)
+    first = random.normal(size=400)
+    second = strength * first + random.normal(size=400)
+    if ties:
+        first, second = np.round(first * 1.5), np.round(second)
+    terms = spearman_terms(first, second)
+    found = bootstrap_interval(terms, np.ones(400), np.random.default_rng(1), Bootstrap(resamples=2000))
+    assert found.value == pytest.approx(scipy.stats.spearmanr(first, second).statistic, abs=1e-12)
+    drawn = [spearman(first[draw], second[draw]) for draw in random.integers(0, 400, (2000, 400))]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    # 2,000 resamples place an end of the interval to about a twentieth of its width.
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.08 * (high - low) + 0.002)
+
+
+def test_spearman_refuses() -> None:
+    for first, second, why in (
+        ([1.0], [1.0], "two or more"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "shapes"),
+        ([1.0, np.nan], [1.0, 2.0], "not finite"),
+    ):
+        with pytest.raises(InputError, match=why):
+            spearman(np.array(first), np.array(second))
+    assert np.isnan(spearman(np.ones(5), np.arange(5.0)))

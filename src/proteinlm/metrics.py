@@ -1,4 +1,4 @@
-"""Figures with their uncertainty: ratios of sums over proteins, their exponentials, and differences of two models.
+"""Figures with their uncertainty: ratios of sums over proteins, rank correlations, and differences of two models.
 
 In: for each protein (or cluster of proteins) a sum and how many terms it has, as a loss returns them. Out: the ratio of
 the totals with a percentile bootstrap interval. Proteins are what is drawn again, never residues: residues of one
@@ -141,6 +141,70 @@ def sum_by_group(values_P: np.ndarray, group_P: np.ndarray) -> np.ndarray:
         raise InputError(f"values of shape {values_P.shape} and groups of shape {group_P.shape}; one group per value")
     _, number_P = np.unique(group_P, return_inverse=True)
     return np.bincount(number_P, weights=values_P)
+
+
+def spearman(first_N: np.ndarray, second_N: np.ndarray) -> float:
+    """Spearman's rank correlation; values that are equal share their mean rank. NaN where either is constant.
+
+    Args:
+        first_N, second_N: finite numbers, as many in both, shape (N,).
+
+    Raises:
+        InputError: fewer than two, unequal shapes, or values that are not finite.
+
+    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([10.0, 10.0, 90.0])).__round__(4)
+    0.866
+    """
+    terms_N = spearman_terms(first_N, second_N)
+    return float(terms_N.mean())
+
+
+def spearman_terms(first_N: np.ndarray, second_N: np.ndarray) -> np.ndarray:
+    """What each pair of values adds to Spearman's correlation: numbers whose mean is the correlation, shape (N,).
+
+    A term is the correlation plus the pair's influence on it (the first-order change when the pair gains weight, the
+    change of everybody's ranks included). So a bootstrap over the mean of the terms has, to first order in 1/N, the
+    spread of a bootstrap that ranks anew each time, and terms of two models can be paired like any other sums.
+
+    Args, raises: as `spearman`; NaN everywhere where either is constant.
+
+    >>> spearman_terms(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0, 4.0])).round(6).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    first_N, second_N = (np.asarray(values, dtype=np.float64) for values in (first_N, second_N))
+    if first_N.ndim != 1 or first_N.shape != second_N.shape or len(first_N) < 2:
+        raise InputError(f"values of shapes {first_N.shape} and {second_N.shape}; two or more pairs are ranked")
+    if not (np.isfinite(first_N).all() and np.isfinite(second_N).all()):
+        raise InputError("values that are not finite cannot be ranked; leave those pairs out")
+    u_N, v_N = _centred_ranks(first_N), _centred_ranks(second_N)
+    u_variance, v_variance, covariance = np.mean(u_N**2), np.mean(v_N**2), np.mean(u_N * v_N)
+    if u_variance == 0 or v_variance == 0:
+        return np.full(len(first_N), np.nan)
+    scale = np.sqrt(u_variance * v_variance)
+    of_covariance_N = u_N * v_N + _share_above(first_N, v_N) + _share_above(second_N, u_N) - 3 * covariance
+    of_u_N = u_N**2 + 2 * _share_above(first_N, u_N) - 3 * u_variance
+    of_v_N = v_N**2 + 2 * _share_above(second_N, v_N) - 3 * v_variance
+    correlation = covariance / scale
+    influence_N = of_covariance_N / scale - correlation / 2 * (of_u_N / u_variance + of_v_N / v_variance)
+    terms_N: np.ndarray = correlation + influence_N
+    return terms_N
+
+
+def _centred_ranks(values_N: np.ndarray) -> np.ndarray:
+    """Share of the values below each, ties counted half, minus a half."""
+    _, group_N, counts_G = np.unique(values_N, return_inverse=True, return_counts=True)
+    middle_G = np.cumsum(counts_G) - counts_G / 2
+    ranks_N: np.ndarray = middle_G[group_N] / len(values_N) - 0.5
+    return ranks_N
+
+
+def _share_above(values_N: np.ndarray, weights_N: np.ndarray) -> np.ndarray:
+    """For each value, the sum of the weights of those above it, ties counted half, over N."""
+    _, group_N = np.unique(values_N, return_inverse=True)
+    totals_G = np.bincount(group_N, weights=weights_N)
+    above_G = totals_G.sum() - np.cumsum(totals_G) + totals_G / 2
+    share_N: np.ndarray = above_G[group_N] / len(values_N)
+    return share_N
 
 
 def _checked(totals: Totals) -> Totals:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from proteinlm.checkpoints import hf_esm
+from proteinlm.checkpoints import hf_bert, hf_esm, hf_t5, hf_transfoxl, hf_xlnet
 from proteinlm.checkpoints.contents import Contents, architecture_of, weights_of
 from proteinlm.checkpoints.files import read_json
 from proteinlm.checkpoints.hf_family import Family, write_files
@@ -17,7 +17,13 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
 
 FAMILIES: dict[str, Family] = {
+    "albert": hf_bert.ALBERT,
+    "bert": hf_bert.BERT,
+    "electra": hf_bert.ELECTRA,
     "esm": hf_esm.ESM,
+    "t5": hf_t5.T5_FAMILY,
+    "transfo-xl": hf_transfoxl.TRANSFO_XL,
+    "xlnet": hf_xlnet.XLNET,
 }
 """Families by the `model_type` of their `config.json`."""
 

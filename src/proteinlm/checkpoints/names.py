@@ -7,7 +7,7 @@ table (`Naming`; those of ESM are here, another family's stand with its reader);
 """
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,14 +28,14 @@ class Naming:
         layer: prefix of a layer, with `{}` for its number.
         inside: our part of a layer -> theirs; three of them for queries, keys and values.
         frequencies: the rotary frequencies of a layer, after its prefix; for models that have them.
-        shared: our prefix and theirs of a layer that a model runs again and again.
+        stack: our prefix of the layers.
     """
 
     outside: Mapping[str, str]
     layer: str
     inside: Mapping[str, tuple[str, ...]]
     frequencies: str = ""
-    shared: tuple[str, str] | None = None
+    stack: str = "layers."
 
 
 FAIR_ESM = Naming(
@@ -175,6 +175,37 @@ class Repeated(Conversion):
 
 
 @dataclass(frozen=True)
+class Split(Conversion):
+    """Several matrices of equal height, which we keep in one; each is stored with `each`."""
+
+    count: int
+    each: Conversion
+
+    def apart(self, ours: Tensor) -> list[Tensor]:
+        """As many tensors."""
+        return [theirs for part in ours.chunk(self.count) for theirs in self.each.apart(part)]
+
+    def together(self, theirs: list[Tensor]) -> Tensor:
+        """All in one, one below the other."""
+        return torch.cat([self.each.together([one]) for one in theirs])
+
+
+@dataclass(frozen=True)
+class PerHead(Conversion):
+    """A projection into heads, stored transposed and with an axis of heads: (H C, D) as (D, H, C)."""
+
+    num_heads: int
+
+    def apart(self, ours: Tensor) -> list[Tensor]:
+        """One tensor of three axes."""
+        return [ours.t().unflatten(1, (self.num_heads, -1))]
+
+    def together(self, theirs: list[Tensor]) -> Tensor:
+        """The matrix."""
+        return theirs[0].flatten(1).t().contiguous()
+
+
+@dataclass(frozen=True)
 class Link:
     """One of our tensors, what it is called elsewhere, and how its values are stored there."""
 
@@ -194,12 +225,9 @@ def links(model: ProteinModel, naming: Naming) -> Iterator[Link]:
 
 
 def _their_names(name: str, naming: Naming) -> tuple[str, ...]:
-    if naming.shared is not None and name.startswith(naming.shared[0]):
-        inside = _in_table(name.removeprefix(naming.shared[0]), naming.inside)
-        return tuple(naming.shared[1] + theirs for theirs in inside)
-    if not name.startswith("layers."):
+    if not name.startswith(naming.stack):
         return (_in_table(name, {ours: (theirs,) for ours, theirs in naming.outside.items()})[0],)
-    _, index, rest = name.split(".", 2)
+    index, rest = name.removeprefix(naming.stack).split(".", 1)
     return tuple(naming.layer.format(index) + theirs for theirs in _in_table(rest, naming.inside))
 
 
@@ -222,20 +250,27 @@ def _conversion(model: ProteinModel, name: str, tensor: Tensor) -> Conversion:
     return Same()
 
 
-def to_theirs(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
-    """Tensors of a model by their names, each in memory of its own."""
+def apart(table: Iterable[Link], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names, each in memory of its own.
+
+    Args:
+        table: of the model. tensors: by our names.
+    """
     return {
         name: part.clone(memory_format=torch.contiguous_format)
-        for link in links(model, naming)
+        for link in table
         for name, part in zip(link.theirs, link.conversion.apart(tensors[link.ours]), strict=True)
     }
 
 
-def to_ours(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming, source: str) -> dict[str, Tensor]:
-    """Tensors by our names, from theirs.
+def together(
+    table: Sequence[Link], like: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """Tensors by our names.
 
     Args:
-        model: of the shape that is expected, on the meta device.
+        table: of the model.
+        like: by our names, of the shapes that are expected.
         tensors: by their names, prefixes removed; all of them are used.
         source: the file, for messages.
 
@@ -243,15 +278,23 @@ def to_ours(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming, 
         InputError: a tensor is missing, surplus or of the wrong shape, or the copies of one differ.
     """
     expected: dict[str, Tensor] = {}
-    state = model.state_dict()
-    table = list(links(model, naming))
     for link in table:
-        expected.update(zip(link.theirs, link.conversion.apart(state[link.ours]), strict=True))
+        expected.update(zip(link.theirs, link.conversion.apart(like[link.ours]), strict=True))
     require_names(expected, tensors, source)
     try:
         return {link.ours: link.conversion.together([tensors[name] for name in link.theirs]) for link in table}
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+
+
+def to_theirs(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+    """Tensors of a model by their names, for a layout that is a table of names; see `apart`."""
+    return apart(links(model, naming), tensors)
+
+
+def to_ours(model: ProteinModel, tensors: Mapping[str, Tensor], naming: Naming, source: str) -> dict[str, Tensor]:
+    """Tensors by our names, from such a layout; `model` is of the shape that is expected. See `together`."""
+    return together(list(links(model, naming)), model.state_dict(), tensors, source)
 
 
 def require_tied(copy: Tensor, embedding: Tensor, name: str, source: str) -> None:

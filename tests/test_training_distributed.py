@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from training_tools import (
 )
 
 from proteinlm.errors import InputError
-from proteinlm.training.engine import engine_of
+from proteinlm.training.engine import NEED_WHOLE_MATRICES, engine_of
 from proteinlm.training.loop import CHECKPOINT, MODEL
 from proteinlm.training.recipe import Recipe
 from proteinlm.training.records import read_table
@@ -207,17 +208,44 @@ def test_engine_and_launcher_must_fit(
         engine_of(parallel(folder, engine), CPU)
 
 
-def test_muon_is_not_sharded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It needs whole matrices; under ddp it has them."""
+@pytest.mark.parametrize("name", NEED_WHOLE_MATRICES)
+def test_some_optimisers_are_not_sharded(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with pytest.raises(InputError, match=r"muon works on whole matrices, and run.engine = fsdp cuts them up; set"):
-        engine_of(parallel(folder, "fsdp", ("optimiser.name", "muon")), CPU)
+    with pytest.raises(InputError, match=rf"{name} works on whole matrices, and run.engine = fsdp cuts them up; set"):
+        engine_of(parallel(folder, "fsdp", ("optimiser.name", name)), CPU)
+
+
+def test_muon_has_whole_matrices_under_ddp(folder: Path) -> None:
     muon = ("optimiser.name", "muon")
     train(parallel(folder, "single", muon, ("run.steps", 3)), folder / "muon1")
     assert run(Job(parallel(folder, "ddp", muon, ("run.steps", 3)), folder / "muon2", world=2)) == [0, 0]
     # Newton-Schulz runs in bf16, where a last bit of the gradient may turn into 2^-8 of an update (1.6e-4 here).
     assert largest_difference(weights(folder / "muon1"), weights(folder / "muon2")) < 5e-6
+
+
+@pytest.mark.parametrize(("name", "engine"), [("lamb", "ddp"), ("lamb", "fsdp"), ("adafactor", "ddp")])
+def test_norms_of_weights_are_those_of_whole_ones(folder: Path, engine: str, name: str) -> None:
+    """LAMB and AdaFactor scale by norms of weights and updates, of which sharded processes have a part each."""
+    settings = (*CALM, ("optimiser.name", name), ("optimiser.learning_rate", 1e-2), ("run.steps", 4))
+    often = ("run.checkpoint_every", 2)
+    train(small_recipe(folder, *settings), folder / f"{name}_{engine}1")
+    target = folder / f"{name}_{engine}2"
+    recipe = small_recipe(folder, *settings, often, ("run.engine", engine))
+    assert run(Job(replace(recipe, run=replace(recipe.run, steps=2)), target, world=2)) == [0, 0], output(
+        Job(recipe, target)
+    )
+    job = Job(recipe, target, world=3)
+    assert run(job) == [0, 0, 0], output(job)
+    assert "going on from step 2" in output(job)
+    # Rates are 25 times those of the other tests. AdaFactor has no floor as epsilon is for the others: a gradient that
+    # is nothing but rounding (a bias of all keys) becomes a whole step.
+    left, right = weights(target), weights(folder / f"{name}_{engine}1")
+    rounding = [tensor for tensor in left if name == "adafactor" and tensor.endswith("key.bias")]
+    assert len(rounding) < 4
+    for tensor in rounding:
+        left[tensor] = right[tensor]
+    assert largest_difference(left, right) < 25 * BOUND
 
 
 @pytest.mark.slow

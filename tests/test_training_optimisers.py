@@ -1,6 +1,7 @@
 """Update rules and schedules against numbers worked out by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from proteinlm.models.esm import Esm2Config
 from proteinlm.objectives.perplexity import protein_losses
 from proteinlm.training.averaging import Average
 from proteinlm.training.loop import CHECKPOINT, MODEL
-from proteinlm.training.optimisers import build_optimisers, rate_factor
+from proteinlm.training.optimisers import Lamb, build_optimisers, rate_factor
 from proteinlm.training.recipe import Optimiser, Schedule
 from proteinlm.training.records import read_table
+
+ALL = ("adamw", "muon", "lamb", "adafactor")
 
 HALF, THIRD = 1 / 2, 1 / 3
 
@@ -120,7 +123,7 @@ def test_adamw_as_in_the_paper() -> None:
     assert len(expected) > 30
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("architecture", ["esm1", "esm1b", "esm2", "lstm"])
 def test_every_weight_has_one_optimiser(architecture: str, name: str) -> None:
     kind = ARCHITECTURES[architecture]
@@ -200,8 +203,7 @@ def test_clipping(tmp_path: Path) -> None:
             seen[name] = torch.cat(gradients).clone()
 
         optimiser.register_step_pre_hook(look)
-    _, norm = free.step()
-    _, again = clipped.step()
+    norm, again = free.step().norm, clipped.step().norm
     assert norm == again == pytest.approx(seen["free"].norm().item(), rel=1e-6)
     assert norm > 1
     assert torch.allclose(seen["clipped"], seen["free"] * (0.5 / norm), rtol=1e-4, atol=1e-9)
@@ -216,3 +218,122 @@ def test_what_a_run_has_logged(tmp_path: Path) -> None:
     assert tokens == sorted(tokens) and 0.8 * 400 * 10 < tokens[-1] <= 400 * 10
     assert all(float(row["low"]) <= float(row["ece"]) <= float(row["high"]) for row in rows[5:])
     assert [row["proteins"] for row in rows[5:]] == ["3"] * 3
+
+
+def test_lamb_as_in_the_paper() -> None:
+    """Three steps of algorithm 2 of You et al., element by element in double precision.
+
+    Matrices and embeddings are scaled to their own norm, vectors are not; matrices inside the layers are decayed.
+    """
+    settings = Optimiser("lamb", learning_rate=1e-2, beta1=0.8, beta2=0.9, epsilon=1e-3, weight_decay=0.1)
+    model = model_with_gradients()
+    (optimiser,) = build_optimisers(model, settings)
+    expected: dict[str, list[float]] = {}
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None
+        g, w = weight.grad.double().flatten().tolist(), weight.detach().double().flatten().tolist()
+        decay = 0.1 if name.startswith("layers.") and weight.ndim == 2 else 0.0
+        m, v = [0.0] * len(w), [0.0] * len(w)
+        for step in (1, 2, 3):
+            m = [0.8 * mi + 0.2 * gi for mi, gi in zip(m, g, strict=True)]
+            v = [0.9 * vi + 0.1 * gi * gi for vi, gi in zip(v, g, strict=True)]
+            r = [(mi / (1 - 0.8**step)) / (math.sqrt(vi / (1 - 0.9**step)) + 1e-3) for mi, vi in zip(m, v, strict=True)]
+            u = [ri + decay * wi for ri, wi in zip(r, w, strict=True)]
+            ratio = math.hypot(*w) / math.hypot(*u) if weight.ndim >= 2 else 1.0
+            w = [wi - 1e-2 * ratio * ui for wi, ui in zip(w, u, strict=True)]
+        expected[name] = w
+    for _ in range(3):
+        optimiser.step()
+    scaled = 0
+    for name, weight in model.named_parameters():
+        by_hand = torch.tensor(expected[name], dtype=torch.float64).view_as(weight)
+        assert torch.allclose(weight.detach().double(), by_hand, atol=1e-6), name
+        scaled += weight.ndim >= 2
+    assert len(expected) > 30 and scaled > 8
+
+
+def test_lamb_leaves_a_tensor_of_zeros_unscaled() -> None:
+    """Nothing else could ever move it; and a gradient of zeros moves nothing."""
+    weight, still = (torch.nn.Parameter(tensor) for tensor in (torch.zeros(2, 3), torch.ones(2, 3)))
+    weight.grad, still.grad = torch.ones(2, 3), torch.zeros(2, 3)
+    Lamb([{"params": [weight, still]}], 0.1, (0.9, 0.99), 1e-12).step()
+    assert torch.allclose(weight, torch.full((2, 3), -0.1)) and torch.equal(still, torch.ones(2, 3))
+
+
+def test_adafactor_as_in_the_paper() -> None:
+    """Three steps of algorithms 4 and 5 of Shazeer and Stern, in double precision, with T5's settings.
+
+    The rate is the smaller of the recipe's and 1 / sqrt(t); the larger of 1e-3 and the weight's root mean square
+    multiplies it.
+    """
+    for rate in (1e-2, 0.9):
+        model = model_with_gradients()
+        (optimiser,) = build_optimisers(model, Optimiser("adafactor", learning_rate=rate, weight_decay=0.0))
+        expected = {}
+        for name, weight in model.named_parameters():
+            assert weight.grad is not None
+            g, w = weight.grad.double(), weight.detach().double()
+            row, column, whole = torch.zeros(()), torch.zeros(()), torch.zeros(())
+            for step in (1, 2, 3):
+                beta2 = 1 - step**-0.8
+                square = g * g + 1e-30
+                if g.ndim == 2:
+                    row = beta2 * row + (1 - beta2) * square.sum(1)
+                    column = beta2 * column + (1 - beta2) * square.sum(0)
+                    v = torch.outer(row, column) / row.sum()
+                else:
+                    v = whole = beta2 * whole + (1 - beta2) * square
+                u = g / v.sqrt()
+                u = u / max(1.0, u.square().mean().sqrt().item())
+                w = w - max(1e-3, w.square().mean().sqrt().item()) * min(rate, step**-0.5) * u
+            expected[name] = w
+        for _ in range(3):
+            optimiser.step()
+        for name, weight in model.named_parameters():
+            assert torch.allclose(weight.detach().double(), expected[name], atol=2e-6), (name, rate)
+        assert len(expected) > 30
+
+
+def test_a_constant_hundredth_is_the_schedule_of_t5() -> None:
+    """1 / sqrt(max(t, 10^4)), which AdaFactor's own limit of 1 / sqrt(t) makes of it."""
+    steps = [1, 100, 9_999, 10_000, 10_001, 40_000, 1_000_000]
+    for step in steps:
+        rate = 1e-2 * rate_factor(Schedule("constant", warmup=0), step - 1, 1_200_000)
+        assert min(rate, step**-0.5) == pytest.approx(max(step, 10_000) ** -0.5)
+
+
+def test_adam_is_adamw_without_decay() -> None:
+    """To the bit, as PyTorch's Adam with the same options."""
+    model, other = model_with_gradients(), model_with_gradients()
+    (ours,) = build_optimisers(model, Optimiser(learning_rate=1e-2, weight_decay=0.0))
+    theirs = torch.optim.Adam(other.parameters(), lr=1e-2, betas=(0.9, 0.98), eps=1e-8, fused=True)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+    assert len(pairs) > 30 and all(torch.equal(left, right) for left, right in pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        *((name, key, 0.5) for name in ("adamw", "lamb") for key in ("beta1", "beta2", "epsilon")),
+        ("muon", "momentum", 0.5),
+        *((name, key, 0.5) for name in ALL for key in ("learning_rate", "weight_decay")),
+    ],
+)  # fmt: skip
+def test_every_option_changes_the_weights(name: str, key: str, value: float) -> None:
+    def moved(settings: Optimiser) -> torch.Tensor:
+        model = model_with_gradients()
+        optimisers = build_optimisers(model, settings)
+        for sign in (1.0, -0.5):
+            for weight in model.parameters():
+                assert weight.grad is not None
+                weight.grad *= sign
+            for optimiser in optimisers:
+                optimiser.step()
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    plain = moved(Optimiser(name, weight_decay=0.1))
+    assert torch.equal(plain, moved(Optimiser(name, weight_decay=0.1)))
+    assert not torch.equal(plain, moved(replace(Optimiser(name, weight_decay=0.1), **{key: value})))

@@ -197,4 +197,4 @@ def test_the_page_has_every_objective_and_what_it_trains() -> None:
         row = re.search(rf"^\| `{name}` \| ([^|]+) \| [^|]+ \|$", page, flags=re.MULTILINE)
         assert row, f"{name} is not on the page"
         trained = {one for one, kind in ARCHITECTURES.items() if name in kind.objectives} - {"unirep"}
-        assert set(re.findall(r"`(\w+)`", row[1])) == trained
+        assert set(re.findall(r"`([\w-]+)`", row[1])) == trained

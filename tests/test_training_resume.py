@@ -54,7 +54,7 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon", "lamb", "adafactor"])
 def test_killed_and_taken_up_again(folder: Path, optimiser: str) -> None:
     """Ten steps are five, two that are lost with kill -9, and five again: weights, optimiser, average and tables."""
     recipe = small_recipe(folder, ("optimiser.name", optimiser), ("optimiser.averaging", 0.9))

@@ -26,6 +26,9 @@ STATE = "state.pt"
 SHARDS = "shards-"
 """One file of a whole checkpoint; folders of checkpoints in shards."""
 
+NEED_WHOLE_MATRICES = ("muon", "adafactor")
+"""Optimisers of PyTorch that do not take a matrix of which each process has some rows."""
+
 Rest = dict[str, Any]
 Accept = Callable[[Rest], None]
 
@@ -191,10 +194,10 @@ def engine_of(recipe: Recipe, device: torch.device) -> Engine:
             f"run.engine = {recipe.run.engine} needs torchrun: `torchrun --nproc-per-node 2 -m proteinlm.cli pretrain "
             "...`; or set run.engine = single"
         )
-    if recipe.run.engine == "fsdp" and recipe.optimiser.name == "muon":
+    if recipe.run.engine == "fsdp" and recipe.optimiser.name in NEED_WHOLE_MATRICES:
         raise InputError(
-            "optimiser.name = muon works on whole matrices, and run.engine = fsdp cuts them up; set run.engine = ddp, "
-            "or optimiser.name = adamw"
+            f"optimiser.name = {recipe.optimiser.name} works on whole matrices, and run.engine = fsdp cuts them up; "
+            "set run.engine = ddp, or optimiser.name = adamw or lamb"
         )
     from proteinlm.training.distributed import DistributedEngine, ShardedEngine
 

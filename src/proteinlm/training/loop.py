@@ -32,7 +32,8 @@ from proteinlm.objectives.perplexity import add_up, fixed_example, length_batche
 from proteinlm.sequences.fasta import Refused, read_fasta
 from proteinlm.training.averaging import Average
 from proteinlm.training.engine import Engine, State, Trainee, engine_of
-from proteinlm.training.optimisers import build_optimisers, rate_factor
+from proteinlm.training.optimisers import build_optimisers, rate_at
+from proteinlm.training.phases import Stage
 from proteinlm.training.recipe import Recipe, recipe_of
 from proteinlm.training.records import Board, Table, training_columns, validation_columns
 
@@ -96,8 +97,10 @@ class Trainer:
         self.model.recompute_layers = recipe.run.gradient_checkpointing
         self.objective = recipe.objective_of(self.model.alphabet)
         order = Order(self.store, recipe.data.sampling, recipe.data.fraction, recipe.run.seed)
-        self.stream = Stream(order, self.model.alphabet, recipe.batch.tokens, recipe.data.crop)
-        self.stream.check_world(engine.world)
+        self.stages = recipe.stages()
+        self._streams = [Stream(order, self.model.alphabet, stage.tokens, stage.crop) for stage in self.stages]
+        for stream in self._streams:
+            stream.check_world(engine.world)
         self.held_out = read_proteins(recipe.data.validation, self.model)
         self.wrapped = engine.wrap(Trainee(self.model.train(), self.objective))
         self.optimisers = build_optimisers(self.model, recipe.optimiser)
@@ -138,13 +141,23 @@ class Trainer:
         if self.progress.step == self.recipe.run.steps:
             self.finish()
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that the next step is in."""
+        return next(stage for stage in reversed(self.stages) if stage.start <= self.progress.step)
+
+    @property
+    def stream(self) -> Stream:
+        """The batches of that stage."""
+        return self._streams[self.stages.index(self.stage)]
+
     def step(self) -> Made:
         """One update of the weights."""
         recipe, engine, progress = self.recipe, self.engine, self.progress
         crops, position = self.stream.draw(progress.position)
         parts = self.stream.parts(crops, engine.rank, engine.world, recipe.batch.tokens_per_part)
         # A constant of the right size keeps gradients near one; the exact count comes after all of them are in.
-        expected = self.objective.share * recipe.batch.tokens
+        expected = self.objective.share * self.stream.tokens
         names = self.objective.parts
         sums = torch.zeros(1 + len(names), dtype=torch.float64, device=engine.device)
         counts = np.zeros(1 + len(names))
@@ -177,12 +190,12 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, scale)
         norm = self.engine.clip(self.model.parameters(), self.recipe.optimiser.clip or float("inf"))
-        factor = rate_factor(self.recipe.schedule, self.progress.step, self.recipe.run.steps)
+        rate = rate_at(self.recipe.schedule, self.stage, self.progress.step)
         if norm < float("inf"):
             self.progress.bad_steps = 0
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
-                    group["lr"] = self.recipe.optimiser.learning_rate * factor
+                    group["lr"] = rate
                 optimiser.step()
             if self.average is not None:
                 self.average.update(first=self.progress.step == 0)
@@ -276,9 +289,10 @@ class Trainer:
     def _accept(self, rest: dict[str, Any]) -> None:
         """Refuse the checkpoint of another run."""
         before = recipe_of(rest["recipe"], str(self.folder / CHECKPOINT))
-        if (difference := before.same_run(self.recipe)) is not None:
+        done = rest["progress"]["step"]
+        if (difference := before.same_run(self.recipe, done)) is not None:
             raise InputError(f"{str(self.folder)!r} holds another run: {difference}; choose another folder")
-        if (done := rest["progress"]["step"]) > self.recipe.run.steps:
+        if done > self.recipe.run.steps:
             raise InputError(f"{str(self.folder)!r} is at step {done}, beyond run.steps = {self.recipe.run.steps}")
         if rest["corpus"] != self.store.manifest.content_sha256:
             raise InputError(

@@ -4,19 +4,73 @@ In: a model and the recipe's sections. Out: torch optimisers, and the factor on 
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from proteinlm.training.phases import Stage
 from proteinlm.training.recipe import Optimiser, Schedule
+
+ADAFACTOR_FLOORS = (1e-15, 1e-3)
+"""Of the root of a squared gradient, and of a weight's root mean square (Shazeer and Stern 2018, section 9: 1e-30 is
+added to the squares there)."""
+
+
+class Lamb(torch.optim.Optimizer):
+    """Adam whose update of each tensor is scaled to the tensor's own norm (You et al. 2020, algorithm 2).
+
+    With r the bias-corrected Adam ratio and u = r + decay w, a weight moves by rate |w| / |u| u. As in the code of
+    ALBERT, vectors (norms, biases), which begin at 0 or 1, are left unscaled; so is a tensor whose norm is 0.
+
+    Args:
+        groups: with `weight_decay`, and `scaled` where the update is scaled.
+        lr, betas, eps: as for Adam.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "scaled": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the weights from their gradients."""
+        assert closure is None, "the loss is not computed again"
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"], state["square"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] += 1
+        (beta1, beta2), done = group["betas"], state["step"].item()
+        mean: Tensor = state["mean"].lerp_(weight.grad, 1 - beta1)
+        square: Tensor = state["square"].mul_(beta2).addcmul_(weight.grad, weight.grad, value=1 - beta2)
+        update = (mean / (1 - beta1**done)) / ((square / (1 - beta2**done)).sqrt() + group["eps"])
+        update = update + group["weight_decay"] * weight
+        if group["scaled"]:
+            ratio = weight.norm() / update.norm()
+            # A norm of 0 on either side leaves nothing to scale.
+            update = update * torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
+        weight.sub_(group["lr"] * update)
 
 
 def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """The optimisers of a model: AdamW alone, or Muon for the matrices inside the layers and AdamW for the rest.
+    """The optimisers of a model: one alone, or Muon for the matrices inside the layers and AdamW for the rest.
 
     Muon's updates are scaled to the size of AdamW's (Moonshot 2025), so that one learning rate serves both. Vectors
     (norms, biases) and embeddings are not decayed.
+
+    AdaFactor is PyTorch's: no momentum, factored second moments with beta2 = 1 - t^-0.8, updates clipped to a root
+    mean square of 1 and multiplied by that of the weight. Its step is min(learning rate, 1 / sqrt(t)), so that a
+    constant 0.01 without warm-up is T5's schedule, 1 / sqrt(max(t, 10^4)). T5's own code differs in that it keeps whole
+    second moments where a side is shorter than 128, and adds 1e-30 to the squares, where here they are at least that.
 
     Args:
         model: parameters that require a gradient are taken.
@@ -29,31 +83,45 @@ def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.
         if parameter.requires_grad:
             kind = vectors if parameter.ndim < 2 else inside if ".layers." in f".{name}" else tables
             kind.append(parameter)
-    matrices = [] if settings.name == "muon" else inside
+    matrices = [one for one in inside if settings.name == "muon" and one.ndim == 2]
+    taken = set(map(id, matrices))
     groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": [one for one in inside if id(one) not in taken], "weight_decay": settings.weight_decay},
         {"params": tables + vectors, "weight_decay": 0.0},
     ]
+    rate, betas = settings.learning_rate, (settings.beta1, settings.beta2)
+    if settings.name == "lamb":
+        groups[1:] = [{"params": tables}, {"params": vectors, "scaled": False}]
+        return [Lamb([group for group in groups if group["params"]], rate, betas, settings.epsilon)]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "adafactor":
+        return [torch.optim.Adafactor(groups, lr=rate, eps=ADAFACTOR_FLOORS)]
     found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            fused=True,
-        )
+        torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.epsilon, fused=True)
     ]
     if settings.name == "muon":
         found.append(
             torch.optim.Muon(
-                inside,
-                lr=settings.learning_rate,
+                matrices,
+                lr=rate,
                 momentum=settings.momentum,
                 weight_decay=settings.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
         )
     return found
+
+
+def rate_at(schedule: Schedule, stage: Stage, step: int) -> float:
+    """The learning rate of a step.
+
+    Args:
+        schedule: its shape and decay. stage: the one that the step, counted from 0, is in.
+    """
+    shape = replace(schedule, warmup=stage.warmup)
+    return stage.learning_rate * rate_factor(
+        shape, step - stage.schedule_start, stage.schedule_end - stage.schedule_start
+    )
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:

@@ -19,6 +19,7 @@ from proteinlm.models import ARCHITECTURES, PRESETS, ModelConfig
 from proteinlm.objectives import OBJECTIVES, Objective, ObjectiveConfig
 from proteinlm.objectives.masked import Masking
 from proteinlm.sequences.alphabet import Alphabet
+from proteinlm.training.phases import Phase, Stage, stages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,9 +64,10 @@ class Optimiser:
     """How weights are updated.
 
     Args:
-        name: adamw, or muon (orthogonalised updates for matrices inside the layers, adamw for the rest).
+        name: adamw, lamb, adafactor, or muon (orthogonalised updates for matrices inside the layers, adamw for the
+            rest). Adam is adamw with a weight_decay of 0.
         learning_rate: its peak.
-        beta1, beta2, epsilon: of AdamW. momentum: of Muon.
+        beta1, beta2, epsilon: of AdamW and LAMB. momentum: of Muon.
         weight_decay: decoupled; matrices only.
         clip: largest norm of the gradient; 0 for no limit.
         averaging: decay of the exponential average of the weights that is validated and kept; 0 for none.
@@ -140,6 +142,7 @@ class Recipe:
     objective: ObjectiveConfig = field(default_factory=Masking)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
+    phases: tuple[Phase, ...] = ()
 
     def architecture(self) -> tuple[str, ModelConfig]:
         """The architecture's name and its configuration.
@@ -176,14 +179,33 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Nested dictionaries, as in the file."""
         values = dataclasses.asdict(self)
-        return {**values, "objective": {"name": self.objective_name, **values["objective"]}}
+        objective = {"name": self.objective_name, **values.pop("objective")}
+        return {"phase": list(values.pop("phases")), **values, "objective": objective}
 
-    def same_run(self, other: "Recipe") -> str | None:
-        """What stands against going on with `other` after `self`: the first key that differs and must not.
+    def stages(self) -> tuple[Stage, ...]:
+        """What the run does when."""
+        first = Stage(
+            start=0,
+            end=self.run.steps,
+            crop=self.data.crop,
+            tokens=self.batch.tokens,
+            learning_rate=self.optimiser.learning_rate,
+            warmup=self.schedule.warmup,
+            schedule_start=0,
+            schedule_end=self.run.steps,
+        )
+        return stages(first, self.phases)
 
-        Steps, the decay at the end, and what is written how often may change; so may the engine and the parts.
+    def same_run(self, other: "Recipe", done: int) -> str | None:
+        """What stands against going on with `other` after `done` steps of `self`: what differs first and must not.
+
+        Steps, the decay at the end, and what is written how often may change; so may the engine, the parts, and the
+        phases that are still to come.
         """
         ours, theirs = self.as_dict(), other.as_dict()
+        before, now = ([phase for phase in one.pop("phase") if phase["after"] < done] for one in (ours, theirs))
+        if before != now:
+            return f"the phases of its first {done} steps were {before} and are now {now}"
         for section, keys in ours.items():
             for key in sorted(set(keys) | set(theirs[section])):
                 name = f"{section}.{key}"
@@ -209,7 +231,7 @@ MAY_CHANGE = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "data.sampling": MODES,
-    "optimiser.name": ("adamw", "muon"),
+    "optimiser.name": ("adamw", "muon", "lamb", "adafactor"),
     "schedule.shape": ("constant", "inverse-square-root", "linear", "cosine", "warmup-stable-decay"),
     "run.precision": ("fp32", "bf16"),
     "run.engine": ("single", "ddp", "fsdp"),
@@ -274,7 +296,8 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
     Raises:
         InputError: an unknown section or key, a value of another type, or one out of its range.
     """
-    sections: dict[str, Any] = {}
+    values = dict(values)
+    sections: dict[str, Any] = {"phases": _phases(values.pop("phase", []), where)}
     for name, content in values.items():
         if not isinstance(content, dict):
             raise InputError(f"{where}: {name!r} stands outside every section; put it below the one that it belongs to")
@@ -301,6 +324,15 @@ def _objective(content: dict[str, Any], where: str) -> ObjectiveConfig:
         )
     config: ObjectiveConfig = from_dict(OBJECTIVES[name].config, fields, where)
     return config
+
+
+def _phases(entries: object, where: str) -> tuple[Phase, ...]:
+    """The `[[phase]]` entries."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(
+            f"{where}: phases are written as [[phase]], each with the steps it comes after and what changes"
+        )
+    return tuple(from_dict(Phase, entry, f"{where}, [[phase]] {number + 1}") for number, entry in enumerate(entries))
 
 
 def _section(kind: type) -> Callable[[dict[str, Any], str], Any]:
@@ -337,6 +369,7 @@ def _check(recipe: Recipe, where: str) -> None:
         raise InputError(
             f"{where}: schedule.decay is {recipe.schedule.decay}, more than run.steps = {recipe.run.steps}; lower it"
         )
+    _check_phases(recipe, where)
     architecture, config = recipe.architecture()
     if recipe.objective_name not in (trained_by := ARCHITECTURES[architecture].objectives):
         raise InputError(
@@ -344,8 +377,25 @@ def _check(recipe: Recipe, where: str) -> None:
             f"objective.name to {' or '.join(trained_by)}"
         )
     model = meta_model(architecture, config, f"{where}, [model]")
-    if model.max_residues is not None and recipe.data.crop > model.max_residues:
-        raise InputError(
-            f"{where}: data.crop is {recipe.data.crop}, and the model has positions for {model.max_residues} residues; "
-            "lower it"
-        )
+    for name, crop in [("data.crop", recipe.data.crop), *(("crop of a phase", one.crop or 0) for one in recipe.phases)]:
+        if model.max_residues is not None and crop > model.max_residues:
+            raise InputError(
+                f"{where}: {name} is {crop}, and the model has positions for {model.max_residues} residues; lower it"
+            )
+
+
+def _check_phases(recipe: Recipe, where: str) -> None:
+    """Raise `InputError` for phases out of order, or with a number out of its range."""
+    earliest = 1
+    for number, phase in enumerate(recipe.phases):
+        name = f"{where}, [[phase]] {number + 1}"
+        if not earliest <= phase.after < recipe.run.steps:
+            raise InputError(
+                f"{name}: after is {phase.after}; give a number of steps from {earliest}, below run.steps = "
+                f"{recipe.run.steps}"
+            )
+        earliest = phase.after + 1
+        for key, value in to_dict(phase).items():
+            least = 0 if key == "warmup" else 1e-300
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"{name}: {key} is {value}; give a number above 0" + (" or 0" if not least else ""))

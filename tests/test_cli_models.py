@@ -9,13 +9,14 @@ from embedding_tools import a_job, made_up, plm, run, save_model, tiny_model, ti
 
 from proteinlm import checkpoints, read_embeddings
 from proteinlm.models import PRESETS, native
+from proteinlm.models.encodings import ENCODINGS
 
 
 def test_models_lists_every_published_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert plm(monkeypatch, "models") == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "parameters", "here", "licence", "source", "also", "called"]
-    assert [row.split()[0] for row in rows] == list(PRESETS) and len(rows) >= 21
+    assert [row.split()[0] for row in rows] == [*PRESETS, *ENCODINGS] and len(rows) >= 24
     (row,) = [row for row in rows if row.startswith("esm2_t12_35M_UR50D")]
     assert "33,501,153" in row and "MIT" in row and "Hugging Face" in row and "esm2-35m" in row
     assert {row.split()[2] for row in rows} <= {"yes", "no"}

@@ -50,7 +50,7 @@ def test_missing_file_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mon
             locate(tmp_path, key)
         message = str(error.value)
         assert source.path in message and source.how in message and str(tmp_path) in message and "\n" not in message
-    assert set(missing(tmp_path)) == set(SOURCES) and len(SOURCES) == 16
+    assert set(missing(tmp_path)) == set(SOURCES) and len(SOURCES) == 17
     (tmp_path / "dms").mkdir()
     assert "dms" not in missing(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)

@@ -13,6 +13,7 @@ import torch
 
 from proteinlm import models
 from proteinlm.checkpoints import fair_esm, huggingface, native
+from proteinlm.checkpoints.baselines import NO_WEIGHTS, counts_model, same_shape
 from proteinlm.checkpoints.catalogue import (
     HUB_ID,
     UNSUPPORTED,
@@ -23,6 +24,7 @@ from proteinlm.checkpoints.catalogue import (
 )
 from proteinlm.checkpoints.contents import Contents, architecture_of, assemble, digest_of, weights_of
 from proteinlm.checkpoints.files import kind_of, read_torch
+from proteinlm.checkpoints.ngram import is_ngram
 from proteinlm.checkpoints.unirep import (
     is_unirep_npy_folder,
     is_unirep_npz,
@@ -34,6 +36,7 @@ from proteinlm.checkpoints.unirep import (
 from proteinlm.config import nearest, to_dict
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
+from proteinlm.models.encodings import ENCODINGS, build_encoding
 from proteinlm.models.esm import Esm1bConfig
 from proteinlm.models.unirep import UniRep
 
@@ -65,7 +68,8 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     """Load a model by name, or from a file or folder in any layout that is known.
 
     Args:
-        name_or_path: a path if there is one; else a published name, an alias, or a Hugging Face id.
+        name_or_path: a path if there is one; else a published name, an alias, an encoding (`models.encodings`), or a
+            Hugging Face id.
         download: fetch the weights from the Hugging Face hub if they are not on this machine.
 
     Raises:
@@ -79,6 +83,9 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     if path.exists():
         return read(path)
     name = str(name_or_path)
+    if name in ENCODINGS:
+        model, digest = build_encoding(name)
+        return Checkpoint(model, name, name, digest, NO_WEIGHTS)
     known = published_name(name) is not None or name.removeprefix("Rostlab/") in UNSUPPORTED
     if not known and HUB_ID.fullmatch(name) and not path.suffix and not name.startswith("."):
         return dataclasses.replace(read(require_hub(name, download)), name=name)
@@ -120,6 +127,9 @@ def read(path: Path, expected: models.ModelConfig | None = None) -> Checkpoint:
 
 def _read_file(file: Path, path: Path) -> Checkpoint:
     kind = kind_of(file)
+    if kind == "safetensors" and is_ngram(file):
+        model, digest = counts_model(file)
+        return Checkpoint(model, path.stem, str(path), digest, UNKNOWN_LICENCE)
     if kind == "safetensors":
         if not native.is_native(file) and (file.parent / "config.json").is_file():
             return read(file.parent)
@@ -190,6 +200,17 @@ def build(name: str, seed: int = 0) -> ProteinModel:
     """
     published, _ = require_preset(name)
     return models.build(published, seed)
+
+
+def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+    """The same architecture and shape with random weights, named so.
+
+    Raises:
+        InputError: the model has no weights.
+    """
+    model = same_shape(checkpoint.model, seed)
+    name = f"{checkpoint.name} untrained (seed {seed})"
+    return Checkpoint(model, name, checkpoint.source, digest_of(model), NO_WEIGHTS)
 
 
 def save(model: ProteinModel, path: str | Path, name: str | None = None, licence: str = UNKNOWN_LICENCE) -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from proteinlm.checkpoints.files import atomic_file, kind_of, read_card, read_safetensors, write_safetensors
+from proteinlm.checkpoints.files import (
+    atomic_file,
+    kind_of,
+    read_card,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 from proteinlm.config import from_dict, to_dict
 from proteinlm.errors import InputError
 from proteinlm.models.ngram import BITS, LETTERS, NGram, NGramConfig
@@ -48,6 +55,11 @@ def save_ngram(model: NGram, path: str | Path) -> None:
     tensors = {"keys": torch.from_numpy(keys_K), "counts": torch.from_numpy(counts_K.view(np.int32))}
     with atomic_file(Path(path)) as temporary:
         write_safetensors(temporary, tensors, {ENTRY: json.dumps(to_dict(card))})
+
+
+def is_ngram(path: Path) -> bool:
+    """Whether a safetensors file holds n-gram counts."""
+    return ENTRY in read_metadata(path)
 
 
 def load_ngram(path: str | Path) -> NGram:

@@ -11,7 +11,7 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import corpus, embedding, models, pretrain, reproduce
+from proteinlm.cli import corpus, embedding, evaluate, models, pretrain, reproduce
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -23,6 +23,9 @@ COMMANDS: tuple[click.Command, ...] = (
     models.accelerate,
     corpus.corpus,
     pretrain.pretrain,
+    evaluate.evaluate,
+    evaluate.report,
+    evaluate.compare,
     reproduce.reproduce,
 )
 """Every command, and every group of commands."""

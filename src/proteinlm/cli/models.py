@@ -15,13 +15,16 @@ LAYOUTS = ("native", "hf", "fair-esm", "unirep-npz", "unirep-npy")
 
 @click.command()
 def models() -> None:
-    """List the published models, and whether their weights are on this machine."""
+    """List the published models and the encodings, and whether their weights are on this machine."""
     from proteinlm.checkpoints import table
+    from proteinlm.models.encodings import ENCODINGS
 
     lines = [("name", "parameters", "here", "licence", "source", "also called")]
     for row in table():
         here = "yes" if row.path is not None else "no"
         lines.append((row.name, f"{row.parameters:,}", here, row.licence, row.source, ", ".join(row.aliases)))
+    for name, vectors in ENCODINGS.items():
+        lines.append((name, "0", "yes", "no weights", f"built in: {vectors}", ""))
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]

@@ -13,6 +13,7 @@ of K and `LOOSE_KEYS`), and 0.5 GB for a chunk; 16 bytes x K afterwards.
 Shape letters: T residues of several proteins end to end, P proteins, K distinct (context, residue) pairs.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -180,6 +181,21 @@ class NGram:
         first_T = keys_T >> BITS << BITS
         first, end = np.searchsorted(self.keys_K, first_T), np.searchsorted(self.keys_K, first_T + (1 << BITS))
         return Tally(joint_T, self._between(first, end), protein_T, len(proteins))
+
+    def all_residues(self, proteins: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """How often each of the 25 residues stood in the context of each place, and how often the context itself did.
+
+        Args:
+            proteins: letters, uint8, shape (L,) each.
+
+        Returns:
+            int64 arrays of shapes (T, 25), in the order of `LETTERS`, and (T,).
+        """
+        keys_T = _keys(list(proteins), self.config) if len(proteins) else np.zeros(0, np.int64)
+        first_T = keys_T >> BITS << BITS
+        ends = [np.searchsorted(self.keys_K, first_T + code) for code in range(1, len(LETTERS) + 2)]
+        joint = [self._between(start, end) for start, end in itertools.pairwise(ends)]
+        return np.stack(joint, axis=1), self._between(ends[0], np.searchsorted(self.keys_K, first_T + (1 << BITS)))
 
     def _between(self, start_T: np.ndarray, end_T: np.ndarray) -> np.ndarray:
         total: np.ndarray = self.before_K[end_T] - self.before_K[start_T]

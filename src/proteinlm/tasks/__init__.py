@@ -1,10 +1,13 @@
 """Tasks: what the papers ask of a model, each as questions, collected replies and scored results.
 
 `base` is the contract. `TASKS` is the explicit table; a new task is one file here and one line in it. A task never
-calls a model: `evaluation` does.
+calls a model: `evaluation` does. `published` holds the papers' figures.
 """
 
+from proteinlm.tasks import published
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
+from proteinlm.tasks.homology import CathHomology, ScopHomology
+from proteinlm.tasks.language import Language
 
 __all__ = [
     "TASKS",
@@ -19,5 +22,9 @@ __all__ = [
     "Wanted",
 ]
 
-TASKS: dict[str, Entry] = {}
+TASKS: dict[str, Entry] = {
+    Language.name: Entry(Language, published.LANGUAGE),
+    ScopHomology.name: Entry(ScopHomology, published.HOMOLOGY),
+    CathHomology.name: Entry(CathHomology),
+}
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

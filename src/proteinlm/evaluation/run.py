@@ -1,0 +1,257 @@
+"""One evaluation from beginning to end: the model, the tasks that apply, their questions, scores, `results.json`.
+
+In: an `EvaluateJob`. Out: the folder with the results. A task that cannot be run (data missing, nothing the model can
+answer) is listed with the reason; the others go on.
+"""
+
+import dataclasses
+import datetime
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proteinlm.checkpoints import Checkpoint, load, untrained
+from proteinlm.config import nearest
+from proteinlm.datasets.sources import SOURCES, digest, missing
+from proteinlm.embedding.progress import Progress
+from proteinlm.embedding.settings import versions
+from proteinlm.errors import InputError
+from proteinlm.evaluation import results
+from proteinlm.evaluation.cache import Storage
+from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
+from proteinlm.evaluation.results import Run, Status, TaskRun
+from proteinlm.inference import Runner, RunOptions
+from proteinlm.tasks import TASKS
+from proteinlm.tasks.base import LACKING, Entry, ModelFacts, Question, Result, Task, TaskOptions, TwoRoundTask
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """What to evaluate, and how.
+
+    Args:
+        model: name or path. out: folder for `results.json`; made if needed.
+        options: of the tasks. tasks: names; all of them if empty.
+        run: how the model is run. cache: folder in which residue vectors are kept for later runs; None for a temporary
+            one in `out`. storage: number format of kept vectors.
+        untrained: seed of random weights to put in place of the model's; None for the model as it is.
+        download: fetch the weights if they are not on this machine.
+    """
+
+    model: str
+    out: Path
+    options: TaskOptions
+    tasks: tuple[str, ...] = ()
+    run: RunOptions = field(default_factory=RunOptions)
+    cache: Path | None = None
+    storage: Storage = "fp16"
+    untrained: int | None = None
+    download: bool = False
+
+
+@dataclass
+class Running:
+    """A task on its way."""
+
+    name: str
+    entry: Entry
+    data: dict[str, str] = field(default_factory=dict)
+    task: Task | None = None
+    status: Status = "done"
+    reason: str = ""
+    asked: int = 0
+    seconds: float = 0.0
+    results: tuple[Result, ...] = ()
+
+    def stop(self, status: Status, reason: str) -> None:
+        """Give up, and let go of what was collected."""
+        self.status, self.reason, self.task = status, reason, None
+
+    def finished(self) -> TaskRun:
+        """For the file."""
+        kind = self.entry.task
+        return TaskRun(
+            name=self.name,
+            title=kind.title,
+            version=kind.version,
+            source=kind.source,
+            status=self.status,
+            reason=self.reason,
+            data=self.data,
+            seconds=round(self.seconds, 2),
+            results=self.results,
+            published=self.entry.published,
+        )
+
+
+def chosen_tasks(names: tuple[str, ...], table: dict[str, Entry]) -> list[Running]:
+    """The tasks of these names in the order of the table; all of them where no name is given.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    for name in names:
+        if name not in table:
+            raise InputError(f"task {name!r} is unknown{nearest(name, table) or '; known: ' + ', '.join(table)}")
+    return [Running(name, entry) for name, entry in table.items() if not names or name in names]
+
+
+def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | None = None) -> Run:
+    """Evaluate a model and write `results.json`.
+
+    Args:
+        job: what to do. progress: where to report. table: of the tasks; `TASKS` if left out.
+
+    Raises:
+        InputError: a task is unknown, the model cannot be loaded, or no task could be run.
+    """
+    begin = time.monotonic()
+    running = chosen_tasks(job.tasks, TASKS if table is None else table)
+    checkpoint = load_model(job)
+    facts = facts_of(checkpoint)
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    progress.say(f"model    {checkpoint.name}: {parameters:,} parameters, digest {checkpoint.digest[:12]}")
+    for one in running:
+        _prepare(one, job.options, facts)
+    runner = Runner(checkpoint.model, job.run)
+    progress.say(f"running  on {runner.device} in {runner.precision} ({runner.precision_reason})")
+    job.out.mkdir(parents=True, exist_ok=True)
+    with _cache_folder(job) as cache:
+        machine = Machine(checkpoint.digest, runner, cache, job.storage, progress)
+        model_seconds = _ask(machine, running, progress)
+        for one in running:
+            with _timed(one):
+                _finish(one)
+            progress.say(f"{one.name}: " + (f"{len(one.results)} figures" if one.status == "done" else _why(one)))
+        machine.close()
+    run = Run(
+        model=_model(checkpoint, facts, parameters, job),
+        software=versions(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        options=_options(job, runner),
+        seconds={"all": round(time.monotonic() - begin, 2), "model": round(model_seconds, 2)},
+        tasks=tuple(one.finished() for one in running),
+    )
+    if not any(task.status == "done" for task in run.tasks):
+        raise InputError("no task could be run: " + "; ".join(f"{task.name}: {task.reason}" for task in run.tasks))
+    results.write(run, job.out / results.FILE)
+    return run
+
+
+def load_model(job: EvaluateJob) -> Checkpoint:
+    """The model of a job, with random weights if that is asked for."""
+    checkpoint = load(job.model, job.download)
+    return checkpoint if job.untrained is None else untrained(checkpoint, job.untrained)
+
+
+def _why(one: Running) -> str:
+    return f"{one.status}: {one.reason}"
+
+
+def _prepare(one: Running, options: TaskOptions, facts: ModelFacts) -> None:
+    """See whether a task applies and its data are here."""
+    kind = one.entry.task
+    lacking = sorted(kind.needs - facts.abilities)
+    if lacking:
+        one.stop("not applicable", f"of {facts.name}, " + ", ".join(LACKING[ability] for ability in lacking))
+        return
+    absent = missing(options.data, kind.sources)
+    if absent:
+        one.stop("not run", "; ".join(absent.values()))
+        return
+    one.data = {key: digest(options.data / SOURCES[key].path) for key in kind.sources}
+    one.task = kind(options, facts)
+
+
+def _ask(machine: Machine, running: list[Running], progress: Progress) -> float:
+    """Both rounds of questions; returns the seconds that were not spent by tasks."""
+    begin, spent = time.monotonic(), sum(one.seconds for one in running)
+    _round(machine, running, lambda task: task.questions())
+    second = [one for one in running if isinstance(one.task, TwoRoundTask)]
+    if second:
+        progress.say(f"second round of {', '.join(one.name for one in second)}")
+        _round(machine, second, lambda task: task.second_questions() if isinstance(task, TwoRoundTask) else iter(()))
+    return time.monotonic() - begin - (sum(one.seconds for one in running) - spent)
+
+
+def _round(machine: Machine, running: list[Running], ask: Callable[[Task], Iterator[Question]]) -> None:
+    questions: dict[str, list[Question]] = {}
+    by_name = {one.name: one for one in running}
+    before = {one.name: one.asked for one in running}
+    for one in running:
+        if one.task is None:
+            continue
+        with _timed(one):
+            try:
+                questions[one.name] = list(ask(one.task))
+            except InputError as error:
+                one.stop("not run", str(error))
+                continue
+        one.asked += len(questions[one.name])
+    for name, number, reply in machine.answers(questions):
+        one = by_name[name]
+        if one.task is None:
+            continue
+        with _timed(one):
+            if isinstance(reply, Unanswered):
+                one.stop("not run", f"question {before[name] + number}: {reply.reason}")
+                continue
+            try:
+                one.task.collect(before[name] + number, reply)
+            except InputError as error:
+                one.stop("not run", str(error))
+
+
+def _finish(one: Running) -> None:
+    if one.task is None:
+        return
+    try:
+        one.results = tuple(one.task.finish())
+    except InputError as error:
+        one.stop("not run", str(error))
+    one.task = None
+
+
+@contextmanager
+def _timed(one: Running) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    one.seconds += time.monotonic() - begin
+
+
+@contextmanager
+def _cache_folder(job: EvaluateJob) -> Iterator[Path]:
+    """The folder for kept vectors; one that was not asked for is removed."""
+    if job.cache is not None:
+        job.cache.mkdir(parents=True, exist_ok=True)
+        yield job.cache
+        return
+    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=job.out) as folder:
+        yield Path(folder)
+
+
+def _model(checkpoint: Checkpoint, facts: ModelFacts, parameters: int, job: EvaluateJob) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "digest": checkpoint.digest,
+        "source": Path(checkpoint.source).name,
+        "licence": checkpoint.licence,
+        "parameters": parameters,
+        "layers": facts.num_layers,
+        "width": facts.width,
+        "abilities": sorted(facts.abilities),
+        "untrained": job.untrained,
+    }
+
+
+def _options(job: EvaluateJob, runner: Runner) -> dict[str, Any]:
+    return {
+        **{key: value for key, value in dataclasses.asdict(job.options).items() if key != "data"},
+        "precision": runner.precision,
+        "device": runner.device.type,
+        "storage": job.storage,
+    }

@@ -1,0 +1,56 @@
+"""The papers' figures, to be set beside ours. They come from other data, other weights and larger sets than are here.
+
+In: the tables as printed. Out: tuples of `Published`, one for each task. `measure` is what our task calls it.
+"""
+
+from proteinlm.tasks.base import Published
+
+_RIVES = "Rives et al. 2021, Table"
+
+
+def _rows(source: str, measure: str, figures: dict[str, float]) -> tuple[Published, ...]:
+    return tuple(Published(measure, model, value, source) for model, value in figures.items())
+
+
+LANGUAGE = _rows(
+    f"{_RIVES} 1",
+    "ECE, hidden residues",
+    {
+        "4-gram": 17.18,
+        "LSTM S": 14.42,
+        "LSTM L": 13.54,
+        "T-6": 11.79,
+        "T-12": 10.45,
+        "T-34 UR100": 10.32,
+        "T-34 UR50/S": 8.54,
+        "T-34 UR50/D": 8.46,
+    },
+)
+
+_HOMOLOGY_MODELS = (
+    "HHblits",
+    "LSTM S",
+    "LSTM L",
+    "T-6",
+    "T-12",
+    "T-34 untrained",
+    "T-34 UR100",
+    "T-34 UR50/D",
+    "T-34 UR50/S",
+    "ESM-1b",
+    "UniRep",
+)
+
+_HOMOLOGY = {
+    # UniRep is from Table 8, which has this measure only.
+    "fold, Hit-10": (0.584, 0.558, 0.574, 0.653, 0.639, 0.481, 0.599, 0.617, 0.639, 0.532, 0.527),
+    "superfamily, Hit-10": (0.965, 0.760, 0.813, 0.878, 0.915, 0.527, 0.841, 0.932, 0.931, 0.913),
+    "fold, AUC": (0.831, 0.801, 0.805, 0.768, 0.778, 0.755, 0.753, 0.822, 0.825, 0.770),
+    "superfamily, AUC": (0.951, 0.863, 0.880, 0.901, 0.942, 0.807, 0.876, 0.932, 0.933, 0.880),
+}
+
+HOMOLOGY = tuple(
+    line
+    for measure, values in _HOMOLOGY.items()
+    for line in _rows(f"{_RIVES} 2", f"{measure}, cosine", dict(zip(_HOMOLOGY_MODELS, values, strict=False)))
+)

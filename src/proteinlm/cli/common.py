@@ -5,6 +5,7 @@ In: what the user typed. Out: values that one function below the command line ta
 
 import re
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,46 @@ class Bar(Progress):
     def end(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
+
+
+class TrainingBar:
+    """Steps done of steps to do, with loss and speed: a bar if standard error is a terminal, else a line now and then.
+
+    Args:
+        seconds: between lines; the last step gets one in any case.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds, self._told = seconds, -seconds
+        self._bar: Any = None
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar."""
+        if self._bar is None:
+            say(line)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
+    def step(self, done: int, steps: int, loss: float, tokens_per_second: float) -> None:
+        """One more step is done."""
+        if not sys.stderr.isatty():
+            now = time.monotonic()
+            if now - self._told >= self._seconds or done == steps:
+                say(f"step {done:,} of {steps:,}: loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+                self._told = now
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, initial=done - 1, unit=" steps", dynamic_ncols=True, file=sys.stderr)
+        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self._bar.update(1)
+
+    def end(self) -> None:
+        """Leave the bar as it is; lines go below it."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def listed(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

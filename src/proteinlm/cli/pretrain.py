@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from proteinlm.cli.common import say
+from proteinlm.cli.common import TrainingBar, say
 from proteinlm.errors import InputError
 
 
@@ -29,7 +29,11 @@ def pretrain(recipe: Path, folder: Path, settings: tuple[str, ...], device: str)
     from proteinlm.training.recipe import read_recipe
 
     keep_freed_memory()
-    finished = pretrain(read_recipe(recipe, settings), folder, choose_device(device), say)
+    bar = TrainingBar()
+    try:
+        finished = pretrain(read_recipe(recipe, settings), folder, choose_device(device), bar.say, bar.step)
+    finally:
+        bar.end()
     if os.environ.get("RANK", "0") != "0":
         # One of many processes under torchrun; the first one tells how it went.
         return 0

@@ -37,6 +37,9 @@ from proteinlm.training.phases import Stage
 from proteinlm.training.recipe import Recipe, recipe_of
 from proteinlm.training.records import Board, Table, training_columns, validation_columns
 
+Watch = Callable[[int, int, float, float], None]
+"""What is told after every step: steps done, steps to do in all, the loss, and tokens per second of late."""
+
 MOST_BAD_STEPS = 5
 """Steps in a row whose gradient is not finite, after which the run stops."""
 
@@ -76,15 +79,17 @@ class Trainer:
 
     Args:
         recipe: the run. folder: where it lives; made if needed. engine: on which processes.
-        say: takes lines for the user.
+        say: takes lines for the user. watch: is told of every step.
 
     Raises:
         InputError: the recipe does not fit the corpus or the number of processes, or the folder holds another run.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, engine: Engine, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, engine: Engine, say: Callable[[str], None], watch: Watch | None = None
+    ) -> None:
         self.recipe, self.folder, self.engine = recipe, folder, engine
-        self.say = _say_nothing if engine.rank else say
+        self.say, self._watch = (_say_nothing, None) if engine.rank else (say, watch)
         self.store = Store.open(recipe.data.store)
         architecture, config = recipe.architecture()
         with torch.random.fork_rng(devices=[]):
@@ -128,9 +133,11 @@ class Trainer:
             while self.progress.step < self.recipe.run.steps and not self._stop.agreed:
                 made = self.step()
                 done, run = self.progress.step, self.recipe.run
+                now = time.monotonic()
+                speed = (self.progress.tokens - tokens) / (now - since)
+                if self._watch is not None:
+                    self._watch(done, run.steps, made.loss, speed)
                 if done % run.log_every == 0:
-                    now = time.monotonic()
-                    speed = (self.progress.tokens - tokens) / (now - since)
                     self._log(made, speed)
                     since, tokens = now, self.progress.tokens
                 last = done == run.steps
@@ -310,11 +317,18 @@ class Trainer:
                 checkpoints.save(whole.eval(), self.folder / MODEL, name=self.folder.name)
 
 
-def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[str], None] = print) -> bool:
+def pretrain(
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+    watch: Watch | None = None,
+) -> bool:
     """Train a model as the recipe says; run again, go on where the last run stopped.
 
     Args:
         recipe: the run. folder: where it lives. device: where to compute. say: takes lines for the user, from rank 0.
+        watch: is told of every step, on rank 0.
 
     Returns:
         whether the last step was made; False where a signal ended the run before, after a checkpoint.
@@ -325,7 +339,7 @@ def pretrain(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[
     engine = engine_of(recipe, device)
     try:
         with contextlib.nullcontext() if engine.rank else claimed(folder):
-            trainer = Trainer(recipe, folder, engine, say)
+            trainer = Trainer(recipe, folder, engine, say, watch)
             trainer.run()
             return trainer.progress.step == recipe.run.steps
     finally:

@@ -373,8 +373,12 @@ def _check(recipe: Recipe, where: str) -> None:
     architecture, config = recipe.architecture()
     if recipe.objective_name not in (trained_by := ARCHITECTURES[architecture].objectives):
         raise InputError(
-            f"{where}: objective {recipe.objective_name!r} does not train architecture {architecture!r}; set "
-            f"objective.name to {' or '.join(trained_by)}"
+            f"{where}: objective {recipe.objective_name!r} does not train architecture {architecture!r}; "
+            + (
+                f"set objective.name to {' or '.join(trained_by)}"
+                if trained_by
+                else "it is part of one that is trained"
+            )
         )
     model = meta_model(architecture, config, f"{where}, [model]")
     for name, crop in [("data.crop", recipe.data.crop), *(("crop of a phase", one.crop or 0) for one in recipe.phases)]:

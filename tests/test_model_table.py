@@ -27,6 +27,11 @@ FP32_BOUND = 1e-5
 BF16_BOUND = 2.0**-6
 
 COUNTS = {
+    "prot_bert": 419_933_214,
+    "prot_bert_bfd": 419_933_214,
+    "prot_albert": 207_557_794,
+    "prot_electra_discriminator_bfd": 419_932_161,
+    "prot_electra_generator_bfd": 65_215_262,
     "esm1_t6_43M_UR50S": 42_590_208,
     "esm1_t12_85M_UR50S": 85_126_656,
     "esm1_t34_670M_UR50S": 669_209_600,
@@ -70,7 +75,7 @@ def sequences(count: int = 7, longest: int = 26, seed: int = 2) -> list[str]:
 def everything(model: ProteinModel) -> Want:
     first = 1 if isinstance(model, UniRep) else 0
     layers = tuple(range(first, model.num_layers + 1))
-    return Want(layers, model.has_logits, model.has_attentions, model.has_contacts)
+    return Want(layers, model.has_logits, model.has_attentions, model.has_contacts, replaced=model.has_replaced)
 
 
 def parts(batch: PackedBatch, output: Output, b: int) -> dict[str, Tensor]:
@@ -78,6 +83,8 @@ def parts(batch: PackedBatch, output: Output, b: int) -> dict[str, Tensor]:
     found = {f"layer {layer}": x_TD[batch.tokens(b)] for layer, x_TD in output.hidden.items()}
     if output.logits_TV is not None:
         found["logits"] = output.logits_TV[batch.tokens(b)].clamp(min=-1e4)
+    if output.replaced_T is not None:
+        found["replaced"] = output.replaced_T[batch.tokens(b)]
     if output.attentions:
         found["attentions"] = output.attentions[b]
     if output.contacts:
@@ -169,6 +176,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     outputs = [output.hidden[model.num_layers], *output.contacts]
     if output.logits_TV is not None:
         outputs.append(torch.log_softmax(output.logits_TV[:, 1:], dim=-1))
+    if output.replaced_T is not None:
+        outputs.append(output.replaced_T)
     sum((tensor * torch.linspace(0.5, 1.5, tensor.numel()).view_as(tensor)).sum() for tensor in outputs).backward()
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not without

@@ -51,7 +51,7 @@ def test_names_that_users_type(name: str, nowhere: Path) -> None:
     assert ALIASES[name] in str(raised.value) and str(nowhere / "weights") in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["prot_bert_bfd", "Rostlab/ProstT5"])
+@pytest.mark.parametrize("name", ["ProstT5", "Rostlab/ProstT5"])
 def test_models_of_other_architectures_are_known_and_refused(name: str, nowhere: Path) -> None:
     with pytest.raises(InputError, match="which this version does not support"):
         checkpoints.load(name)

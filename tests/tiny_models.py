@@ -5,7 +5,10 @@ from esm_reference import (
 )
 
 from proteinlm.models import ARCHITECTURES
+from proteinlm.models.albert import AlbertConfig
 from proteinlm.models.base import ProteinModel
+from proteinlm.models.bert import BertConfig
+from proteinlm.models.electra import ElectraConfig, ElectraPairConfig
 from proteinlm.models.esm import Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import LstmConfig
 from proteinlm.models.t5 import T5Config, T5EncoderConfig
@@ -14,6 +17,13 @@ from proteinlm.models.unirep import UniRepConfig
 from proteinlm.models.xlnet import XlnetConfig
 
 TINY = {
+    "albert": ("albert", AlbertConfig(3, 16, 2, 40, embedding_width=6, max_positions=30)),
+    "albert-body": ("albert", AlbertConfig(2, 16, 2, 40, 6, 30, exact_gelu=True, language_head=False)),
+    "bert": ("bert", BertConfig(2, 16, 2, 40, max_positions=30)),
+    "bert-body": ("bert", BertConfig(2, 16, 2, 40, max_positions=30, token_types=1, language_head=False)),
+    "electra": ("electra", ElectraPairConfig(2, 16, 2, 40, 2, 8, 2, 20, max_positions=30)),
+    "electra-discriminator": ("electra-discriminator", ElectraConfig(2, 16, 2, 40, 16, 30)),
+    "electra-generator": ("electra-generator", ElectraConfig(2, 8, 2, 20, 16, 30)),
     "esm1": ("esm1", Esm1Config(2, 16, 2, 40)),
     "esm1-bias": ("esm1", Esm1Config(2, 16, 2, 40, token_dropout=True, output_bias=True, contact_head=False)),
     "esm1b": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30)),

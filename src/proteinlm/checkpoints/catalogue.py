@@ -23,18 +23,14 @@ WEIGHTS_VARIABLE = "PROTEINLM_WEIGHTS"
 """Environment variable that names the weights folder."""
 
 UNSUPPORTED: dict[str, str] = {
-    "prot_bert": "BERT",
-    "prot_bert_bfd": "BERT",
-    "prot_albert": "ALBERT",
-    "prot_electra_discriminator_bfd": "ELECTRA",
-    "prot_electra_generator_bfd": "ELECTRA",
     "ProstT5": "T5",
 }
 """Models of Rostlab that users ask for by name, and their architecture, which this version does not have."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SAFETENSORS_FILES = ["config.json", "vocab.txt", "*.safetensors", "*.safetensors.index.json"]
-BIN_FILES = ["config.json", "vocab.txt", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+CONFIGURATION_FILES = ["config.json", "vocab.txt", "spiece.model"]
+SAFETENSORS_FILES = [*CONFIGURATION_FILES, "*.safetensors", "*.safetensors.index.json"]
+BIN_FILES = [*CONFIGURATION_FILES, "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def weights_folder() -> Path:
@@ -142,7 +138,8 @@ def _remedy(name: str, preset: Preset) -> str:
     if preset.repository is None:
         return f"{place}; they are not on the Hugging Face hub"
     hub = f"the files of {preset.repository} into {folder / name}"
-    return f"use --download (in Python: download=True), or {place}, or {hub}"
+    either = f"{place}, or {hub}" if preset.source.startswith("fair-esm") else f"put {hub}"
+    return f"use --download (in Python: download=True), or {either}"
 
 
 def fetch(repository: str) -> Path:

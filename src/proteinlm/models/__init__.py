@@ -151,8 +151,8 @@ def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
 
 
 def _prottrans(architecture: str, config: ModelConfig, parameters: int, name: str, *aliases: str) -> Preset:
-    """Weights of Rostlab; their model cards name no licence (papers.md 8.3)."""
-    return Preset(architecture, config, parameters, "unknown", "Hugging Face", f"Rostlab/{name}", aliases)
+    source, repository = "Hugging Face", f"Rostlab/{name}"
+    return Preset(architecture, config, parameters, _PROTTRANS_LICENCE, source, repository, aliases)
 
 
 def _transformer_xl(name: str, parameters: int) -> Preset:
@@ -170,13 +170,14 @@ def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str)
 _GENERATOR = ElectraConfig(width=256, num_heads=4, inner=1024)
 
 PRESETS: dict[str, Preset] = {
-    "prot_bert": _prottrans("bert", BertConfig(), 0, "prot_bert", "ProtBert"),
-    "prot_bert_bfd": _prottrans("bert", BertConfig(), 0, "prot_bert_bfd", "ProtBert-BFD"),
-    "prot_albert": _prottrans("albert", AlbertConfig(), 0, "prot_albert", "ProtAlbert"),
+    "prot_bert": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert", "ProtBert"),
+    "prot_bert_bfd": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert_bfd", "ProtBert-BFD"),
+    "prot_albert": _prottrans("albert", AlbertConfig(), 207_557_794, "prot_albert", "ProtAlbert"),
     "prot_electra_discriminator_bfd": _prottrans(
-        "electra-discriminator", ElectraConfig(), 0, "prot_electra_discriminator_bfd", "ProtElectra"
+        "electra-discriminator", ElectraConfig(), 419_932_161, "prot_electra_discriminator_bfd", "prot_electra"
     ),
-    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 0, "prot_electra_generator_bfd"),
+    "ProtElectra": Preset("electra", ElectraPairConfig(), 444_152_607, "no weights", _NEVER_RELEASED),
+    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 65_215_262, "prot_electra_generator_bfd"),
     "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
     "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
     "esm1_t34_670M_UR50S": _esm1(34, 1280, 20, 669_209_600, "esm1-670m"),

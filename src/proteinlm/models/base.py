@@ -28,6 +28,7 @@ class Want:
         places_M: the tokens whose logits are wanted, int64, shape (M,); None for every token.
         attentions: attention maps of every layer and head, per sequence (memory grows with layers x heads x L^2).
         contacts: contact probabilities of residue pairs, per sequence.
+        replaced: for every token, how likely it is not the original one (ELECTRA's discriminator).
     """
 
     layers: tuple[int, ...] = ()
@@ -35,6 +36,7 @@ class Want:
     attentions: bool = False
     contacts: bool = False
     places_M: Int[Tensor, "M"] | None = None
+    replaced: bool = False
 
 
 @dataclass
@@ -46,12 +48,14 @@ class Output:
         logits_TV: shape (T, V), or (M, V) where `Want.places_M` names tokens; None unless wanted.
         attentions: per sequence, shape (num_layers, H, L, L) over its tokens; empty unless wanted.
         contacts: per sequence, probabilities of shape (L, L) over its residues; empty unless wanted.
+        replaced_T: log odds that each token was replaced, shape (T,); None unless wanted.
     """
 
     hidden: dict[int, Float[Tensor, "T D"]] = field(default_factory=dict)
     logits_TV: Float[Tensor, "T V"] | None = None
     attentions: list[Float[Tensor, "N H L L"]] = field(default_factory=list)
     contacts: list[Float[Tensor, "L L"]] = field(default_factory=list)
+    replaced_T: Float[Tensor, "T"] | None = None
 
 
 class ProteinModel(nn.Module, abc.ABC):
@@ -62,7 +66,7 @@ class ProteinModel(nn.Module, abc.ABC):
         num_layers: index of the last hidden state.
         width: channels D of a hidden state.
         max_residues: longest sequence the model has positions for; None where there is no limit.
-        has_contacts, has_attentions, has_logits: whether `Want` of that name can be answered.
+        has_contacts, has_attentions, has_logits, has_replaced: whether `Want` of that name can be answered.
         attention_kernel: a name in `attention.KERNELS` that every layer is to use; None chooses.
         logits_ahead: whether the logits at a token are about the next one instead of the token itself.
         precisions: those that `prepare` takes.
@@ -79,6 +83,7 @@ class ProteinModel(nn.Module, abc.ABC):
     attention_kernel: str | None = None
     precisions: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     has_logits: bool = True
+    has_replaced: bool = False
     logits_ahead: bool = False
     recompute_layers: bool = False
 
@@ -123,6 +128,11 @@ class ProteinModel(nn.Module, abc.ABC):
         if want.logits and not self.has_logits:
             raise InputError(
                 "logits were asked for, but this checkpoint has no language-model head; use one that was saved with it"
+            )
+        if want.replaced and not self.has_replaced:
+            raise InputError(
+                "replaced tokens were asked for, but this checkpoint has no head that tells them; ELECTRA's "
+                "discriminators have one"
             )
         if want.attentions and not self.has_attentions:
             raise InputError("attention maps were asked for, but this model has no attention")

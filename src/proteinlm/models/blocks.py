@@ -1,11 +1,12 @@
-"""Parts that architectures share: projections, self-attention, feed-forward, the pre-norm layer, the two heads.
+"""Parts that architectures share: projections, self-attention, feed-forward, pre- and post-norm layers, masked heads.
 
 In and out: (T, D) tensors of packed tokens. No part knows which model it serves. The residual stream keeps the
 precision of the embedding (fp32), while projections may compute in bf16; sums of both are therefore exact to fp32.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,18 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from proteinlm.models.attention import Heads, Starts, attend, probabilities
-from proteinlm.models.base import Preparable
+from proteinlm.models.base import Output, Preparable, ProteinModel, Want
 from proteinlm.models.positions import turn
 
-Activation = Literal["none", "gelu", "relu"]
-_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {"none": lambda y: y, "gelu": F.gelu, "relu": F.relu}
+Activation = Literal["none", "gelu", "gelu_tanh", "relu"]
+_ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+_FUSED = {"none": ("none", "none"), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "none")}
+"""What oneDNN calls an activation, and its algorithm."""
 
 
 class Projection(nn.Module, Preparable):
@@ -27,7 +35,7 @@ class Projection(nn.Module, Preparable):
 
     Args:
         inputs, outputs: channels in and out.
-        activation: "none", "relu" (T5), or "gelu" (the erf form that both papers use).
+        activation: "none", "relu" (T5), "gelu" (the erf form), or "gelu_tanh" (its approximation, ALBERT's `gelu_new`).
         bias: whether b is added (T5 has none).
     """
 
@@ -50,7 +58,8 @@ class Projection(nn.Module, Preparable):
         """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights."""
         if self.packed is not None:
             x = x.to(self.packed.dtype)
-            output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
+            name, algorithm = _FUSED[self.activation]
+            output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
             return output
         return _ACTIVATE[self.activation](F.linear(x.to(self.weight.dtype), self.weight, self.bias))
 
@@ -153,18 +162,78 @@ class PreNormLayer(nn.Module):
         return x_TD
 
 
-class MaskedHead(nn.Module):
-    """RoBERTa's language-model head: dense, gelu, norm, then the tied embedding and a bias (papers.md 2.3)."""
+class PostNormLayer(nn.Module):
+    """x = norm(x + attention(x)); x = norm(x + feed_forward(x)), as BERT, ALBERT and ELECTRA have it (papers.md 8.3).
 
-    def __init__(self, width: int, num_tokens: int) -> None:
+    Args:
+        width, num_heads, inner: D, H and the feed-forward width.
+        epsilon: of both norms. activation: between the two projections of the feed-forward part.
+    """
+
+    def __init__(self, width: int, num_heads: int, inner: int, epsilon: float, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.dense = Projection(width, width, activation="gelu")
-        self.norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads)
+        self.attention_norm = nn.LayerNorm(width, eps=epsilon)
+        self.feed_forward = FeedForward(width, inner, activation)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=epsilon)
+
+    def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
+        """One layer, (T, D) -> (T, D)."""
+        x_TD = self.attention_norm(x_TD + self.attention(x_TD, layer, context))
+        return self.feed_forward_norm(x_TD + self.feed_forward(x_TD))
+
+
+def run_layers(
+    model: ProteinModel,
+    layers: Iterable[nn.Module],
+    x_TD: Float[Tensor, "T D"],
+    context: AttentionContext,
+    want: Want,
+    output: Output,
+) -> Float[Tensor, "T D"]:
+    """Run a stack whose last hidden state is what its last layer gives, and keep the states that `want` names.
+
+    Args:
+        model: whose layers these are. layers: in order; the same one may come again. x_TD: what enters the first.
+        context: shared by all layers. want: names the states to keep. output: takes them.
+    """
+    index = 0
+    for index, layer in enumerate(layers, start=1):
+        if index - 1 in want.layers:
+            output.hidden[index - 1] = x_TD
+        x_TD = model.through(layer, x_TD, index - 1, context)
+    if index in want.layers:
+        output.hidden[index] = x_TD
+    return x_TD
+
+
+class MaskedHead(nn.Module):
+    """The language-model head of BERT and its kin: dense, gelu, norm, then the tied embedding and a bias.
+
+    Args:
+        width: channels D of the hidden states. num_tokens: V.
+        embedding_width: channels E of the embedding; None, D.
+        epsilon: of the norm. activation: after the dense projection.
+
+    Source: papers.md 2.3 (RoBERTa, ESM-1b), 8.3 (BERT, ALBERT, ELECTRA's generator).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_tokens: int,
+        embedding_width: int | None = None,
+        epsilon: float = 1e-5,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        self.dense = Projection(width, embedding_width or width, activation)
+        self.norm = nn.LayerNorm(embedding_width or width, eps=epsilon)
         self.bias = nn.Parameter(torch.zeros(num_tokens))
 
-    def forward(self, x_TD: Float[Tensor, "T D"], embedding_VD: Tensor) -> Float[Tensor, "T V"]:
-        """Logits (T, V) from hidden states (T, D) and the embedding (V, D), in the embedding's precision."""
-        return F.linear(self.norm(self.dense(x_TD).to(embedding_VD.dtype)), embedding_VD, self.bias)
+    def forward(self, x_TD: Float[Tensor, "T D"], embedding_VE: Tensor) -> Float[Tensor, "T V"]:
+        """Logits (T, V) from hidden states (T, D) and the embedding (V, E), in the embedding's precision."""
+        return F.linear(self.norm(self.dense(x_TD).to(embedding_VE.dtype)), embedding_VE, self.bias)
 
 
 def token_dropout(embedded_TD: Tensor, is_mask_T: Tensor, starts: Starts) -> Float[Tensor, "T D"]:

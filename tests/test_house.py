@@ -36,6 +36,7 @@ ORDER = (
     "objectives",
     "inference",
     "embedding",
+    "variants",
     "training",
     "heads",
     "tasks",
@@ -248,7 +249,7 @@ def test_dependencies_are_justified_and_used() -> None:
         f"docs/dependencies.md has no line for {everything - told}; too many: {told - everything}"
     )
 
-    optional = {distribution(item) for name in ("parquet", "plot") for item in extras[name]}
+    optional = {distribution(item) for name in ("leakage", "parquet", "plot", "structures") for item in extras[name]}
     core = {distribution(item) for item in project()["dependencies"]}
     used = {
         IMPORTED_AS.get(name.split(".")[0], name.split(".")[0].replace("_", "-"))

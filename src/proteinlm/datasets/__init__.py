@@ -41,6 +41,10 @@ line that says how to get it. Needs NumPy only. The modules, and what to call in
     splits               split_folds(keys, num_folds, seed, weights) -> Folds: .of_record, .train(k), .test(k), .sizes()
                          structural_folds(chains, level, num_folds, seed), linked_groups(keys), check_folds(folds, keys)
                          level_key(code, level)
+    published            read_astral(path), read_deeploc_fasta(path), read_netsurfp_csv(path, split),
+                         read_netsurfp_npz(path, split), read_proteingym(path, wild_type): the same records
+    structures           read_structure(path, secondary_structure) -> StructureChain(id, residues, numbers, cb, ...),
+                             .contacts(); needs biotite (extra `structures`)
     hierarchy            scop_level(sccs, level), cath_level(cath, level)
     tables               read_records(path, columns, make), read_rows(path, columns), text_lines(path)
                          remove_shared(train, test) -> (kept, removed): no sequence or id of the test set in training

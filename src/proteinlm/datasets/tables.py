@@ -4,6 +4,7 @@ In: a tab-separated file with a header row, plain or compressed. Out: frozen rec
 each row. Nothing is skipped: a row that cannot be used ends the reading with one line that says why.
 """
 
+import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,20 +133,21 @@ def read_rows(path: Path, columns: Sequence[str], separator: str = "\t") -> Iter
     """The rows of a table, lazily.
 
     Args:
-        path: the file. columns: columns that it must have; others are read too. separator: between values.
+        path: the file. columns: columns that it must have; others are read too.
+        separator: between values; with a comma, values may be quoted as in any CSV file.
 
     Raises:
         InputError: a column is missing, stands twice, or a row has more or fewer values than the header.
     """
     lines = text_lines(path)
-    header = next(lines, "").split(separator)
+    rows = csv.reader(lines, strict=True) if separator == "," else (line.split(separator) for line in lines)
+    header = [name.strip() for name in next(rows, [])]
     absent = [column for column in columns if column not in header]
     if absent:
         raise InputError(f"{path.name} has no column {', '.join(absent)}; it has {', '.join(header)}")
     if len(set(header)) < len(header):
         raise InputError(f"{path.name} names a column twice: {', '.join(header)}; rename one of them")
-    for number, line in enumerate(lines, 2):
-        values = line.split(separator)
+    for number, values in enumerate(rows, 2):
         if len(values) != len(header):
             raise InputError(f"{path.name}, line {number}: {len(values)} values for {len(header)} columns")
         yield Row(path.name, number, dict(zip(header, values, strict=True)))

@@ -5,6 +5,9 @@ one. Only vocabularies of a single cluster are read (an adaptive softmax of prot
 width throughout and the output tied to the embedding. `vocab.txt` holds the tokens in the order of their ids; rows are
 put into the order of our alphabet.
 
+Where nothing was read before, the port in `transformers` lets tokens see `mem_len` states of zeros, which the original
+does not, and neither do we: call it with `mems` of length 0 to get our numbers.
+
 Source: papers.md 8.3; names from transformers 4.30.
 """
 
@@ -20,6 +23,7 @@ from proteinlm.checkpoints.names import Link, Same, Split, apart, require_tied, 
 from proteinlm.checkpoints.vocabulary import read_lines, rows_of
 from proteinlm.config import from_dict
 from proteinlm.errors import InputError
+from proteinlm.models.relative import frequencies
 from proteinlm.models.transformer_xl import TransformerXl, TransformerXlConfig
 from proteinlm.sequences.alphabet import PROTTXL
 
@@ -58,10 +62,10 @@ SIZES = {
     "memory": "mem_len",
 }
 
-EMBEDDING, COPY, BIAS = "transformer.word_emb.emb_layers.0.weight", "crit.out_layers.0.weight", "crit.out_layers.0.bias"
-IGNORED = "transformer.pos_emb.inv_freq"
-"""The frequencies of the sinusoids, which are computed."""
+FREQUENCIES = "transformer.pos_emb.inv_freq"
+"""The frequencies of the sinusoids, which we compute; `transformers` wants to find them."""
 
+EMBEDDING, COPY, BIAS = "transformer.word_emb.emb_layers.0.weight", "crit.out_layers.0.weight", "crit.out_layers.0.bias"
 VOCABULARY = "vocab.txt"
 LAYER = "transformer.layers.{}."
 INSIDE = {
@@ -108,7 +112,7 @@ def read(folder: Path, fields: Fields) -> Contents:
     if fields.get("d_embed", config.width) != config.width:
         raise InputError(f"{source}: config.json says d_embed = {fields['d_embed']!r}; only d_model is supported")
     state = read_weights(folder)
-    state.pop(IGNORED, None)
+    state.pop(FREQUENCIES, None)
     copy = state.pop(COPY, None)
     if copy is not None and EMBEDDING in state:
         require_tied(copy, state[EMBEDDING], COPY, source)
@@ -152,6 +156,7 @@ def write(model: TransformerXl, dtype: torch.dtype) -> Files:
         named[name] = torch.cat([named.pop(f"{name}.{number}") for number in range(3)])
     tensors = {name: tensor.to(dtype) for name, tensor in named.items()}
     tensors[COPY] = tensors[EMBEDDING].clone()
+    tensors[FREQUENCIES] = frequencies(model.width)
     texts: dict[str, dict[str, object] | str] = {
         "config.json": _fields(model, dtype),
         VOCABULARY: "\n".join(PROTTXL.tokens),

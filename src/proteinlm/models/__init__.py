@@ -89,7 +89,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "t5-encoder": Architecture(T5Encoder, T5EncoderConfig, stacks={"encoder.layers.": "num_layers"}, objectives=()),
     "transformer-xl": Architecture(TransformerXl, TransformerXlConfig, objectives=("autoregressive",)),
-    "unirep": Architecture(UniRep, UniRepConfig),
+    "unirep": Architecture(UniRep, UniRepConfig, objectives=("autoregressive",)),
     "xlnet": Architecture(Xlnet, XlnetConfig, objectives=("permutation", "masked")),
 }
 """Architectures by the name that checkpoints carry. ESM-1v is `esm1b` without the embedding norm."""

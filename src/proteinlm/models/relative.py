@@ -78,6 +78,11 @@ def remember(
     return read_BSD[:, max(0, read_BSD.shape[1] - limit) :]
 
 
+def frequencies(width: int) -> Float[Tensor, "F"]:
+    """Frequencies of the sinusoids, from 1 down to nearly 1/10000, fp32, shape (D / 2,)."""
+    return 1 / 10000 ** (torch.arange(0.0, width, 2.0) / width)
+
+
 def distances(memory: int, longest: int, width: int, causal: bool) -> Float[Tensor, "P D"]:
     """Sinusoids of all distances from a query back to a key, the greatest first: all sines, then all cosines.
 
@@ -90,8 +95,7 @@ def distances(memory: int, longest: int, width: int, causal: bool) -> Float[Tens
     """
     last = 0 if causal else 1 - longest
     back_P = torch.arange(memory + longest - 1, last - 1, -1, dtype=torch.float32)
-    frequency = 1 / 10000 ** (torch.arange(0.0, width, 2.0) / width)
-    angle = back_P[:, None] * frequency
+    angle = back_P[:, None] * frequencies(width)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 

@@ -154,7 +154,7 @@ class FeatureStore:
         segment, row, length, number = self._places[protein]
         assert residues_LD.shape == (length, self.key.width), "as many vectors as room was made for"
         largest = float(np.abs(residues_LD).max())
-        if not largest <= np.finfo(self._dtype).max:
+        if not largest <= float(np.finfo(self._dtype).max):
             raise InputError(
                 f"a vector holds {largest:g}, which is beyond {self.key.storage}; run with --cache-precision fp32"
             )

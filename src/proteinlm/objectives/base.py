@@ -10,9 +10,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
+from proteinlm.corpora.sampling import follow
 from proteinlm.models.base import ProteinModel
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.batch import PackedBatch
@@ -102,3 +103,26 @@ class Objective(abc.ABC, Generic[ExampleT]):
     @abc.abstractmethod
     def score(self, model: ProteinModel, example: ExampleT) -> dict[str, TargetLosses]:
         """The loss of each target, by the names in `scores`; for proteins that are held out."""
+
+
+def residue_keys(
+    batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]
+) -> tuple[Bool[np.ndarray, "T"], UInt64[np.ndarray, "T"]]:
+    """Which tokens are residues, and a random key for each token.
+
+    Args:
+        batch: as drawn. keys_B: of its sequences, uint64, shape (B,).
+
+    Returns:
+        bool and uint64, shape (T,); a token's key depends on its sequence's key and its position, not on the batch.
+
+    >>> batch = PackedBatch.pack([np.array([0, 5, 6, 2])], prefix=1, suffix=1)
+    >>> residue_keys(batch, np.array([9], np.uint64))[0].tolist()
+    [False, True, True, False]
+    """
+    is_residue_T = np.zeros(len(batch.tokens_T), bool)
+    for b in range(len(batch)):
+        is_residue_T[batch.residues(b)] = True
+    lengths = np.diff(batch.starts)
+    within = np.arange(len(is_residue_T)) - np.repeat(batch.starts[:-1], lengths)
+    return is_residue_T, follow(np.repeat(keys_B, lengths), within.astype(np.uint64))

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor, nn
 
 from proteinlm.corpora.sampling import below, follow, uniform
 from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
-from proteinlm.objectives.base import Example, Loss, Objective, TargetLosses
+from proteinlm.objectives.base import Example, Loss, Objective, TargetLosses, residue_keys
 from proteinlm.sequences.alphabet import STANDARD, Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
@@ -33,11 +33,13 @@ class Masking:
         chosen: share of the residues to predict.
         masked: share of the chosen that the mask token replaces.
         random: share of the chosen that one of the twenty residues replaces; the others stay as they are.
+        different: that one is never the residue it replaces (ProtBert, papers.md 6.3).
     """
 
     chosen: float = 0.15
     masked: float = 0.8
     random: float = 0.1
+    different: bool = False
 
     def __post_init__(self) -> None:
         shares = (self.chosen, self.masked, self.random, self.masked + self.random)
@@ -78,6 +80,8 @@ class MaskedLanguageModel(Objective[Example]):
         self.alphabet, self.masking, self.mask = alphabet, masking, alphabet.mask
         self.share = masking.chosen
         self._residues = torch.from_numpy(alphabet.residue_ids(STANDARD))
+        self._numbers = torch.full((len(alphabet),), len(STANDARD))
+        self._numbers[self._residues] = torch.arange(len(STANDARD))
 
     def prepare(self, batch: PackedBatch, keys_B: UInt64[np.ndarray, "B"]) -> Example:
         """Hide residues.
@@ -86,17 +90,12 @@ class MaskedLanguageModel(Objective[Example]):
             batch: as drawn.
             keys_B: uint64, shape (B,); the same key hides the same residues of a sequence in any batch.
         """
-        is_residue_T = np.zeros(len(batch.tokens_T), bool)
-        for b in range(len(batch)):
-            is_residue_T[batch.residues(b)] = True
-        lengths = np.diff(batch.starts)
-        within = np.arange(len(is_residue_T)) - np.repeat(batch.starts[:-1], lengths)
-        keys_T = follow(np.repeat(keys_B, lengths), within.astype(np.uint64))
+        is_residue_T, keys_T = residue_keys(batch, keys_B)
         places = np.flatnonzero(is_residue_T & (uniform(keys_T) < self.masking.chosen))
         fate = uniform(follow(keys_T[places], _FATE))
-        substitutes = self._residues[below(follow(keys_T[places], _SUBSTITUTE), len(self._residues))]
         places_M = torch.from_numpy(places)
         targets_M = batch.tokens_T[places_M]
+        substitutes = self._residues[self._substitutes(follow(keys_T[places], _SUBSTITUTE), targets_M)]
         hidden, swapped = self.masking.masked, self.masking.masked + self.masking.random
         replaced_M = torch.where(torch.from_numpy(fate < swapped), substitutes, targets_M)
         replaced_M = replaced_M.masked_fill(torch.from_numpy(fate < hidden), self.mask)
@@ -104,6 +103,15 @@ class MaskedLanguageModel(Objective[Example]):
         tokens_T[places_M] = replaced_M
         seen = PackedBatch(tokens_T, batch.starts, batch.max_length, batch.row_B, batch.prefix, batch.suffix)
         return Example(seen, places_M, targets_M)
+
+    def _substitutes(self, keys_M: UInt64[np.ndarray, "M"], targets_M: Int[Tensor, "M"]) -> Int[np.ndarray, "M"]:
+        """Which of the twenty residues may stand in for each target, by its number among them."""
+        twenty = len(self._residues)
+        if not self.masking.different:
+            return below(keys_M, twenty)
+        true_M = self._numbers[targets_M].numpy()
+        drawn_M = below(keys_M, np.where(true_M < twenty, twenty - 1, twenty))
+        return drawn_M + (drawn_M >= true_M)
 
     def loss(self, model: ProteinModel, example: Example) -> Loss:
         """Summed cross-entropy over the chosen residues, in nats."""

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from embedding_tools import plm, write_fasta
 from esm_reference import packed, padded, randomise
 from tiny_models import TINY, tiny
 from torch import Tensor, nn
 
-from proteinlm import checkpoints
+from proteinlm import checkpoints, read_embeddings
 from proteinlm.checkpoints.hf_bert import ALBERT_NAMES, BERT_NAMES, ELECTRA_NAMES
 from proteinlm.checkpoints.names import Naming, to_theirs
 from proteinlm.checkpoints.vocabulary import sentencepiece_bytes
 from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.electra import ElectraPair
-from proteinlm.sequences.alphabet import PROTALBERT, STANDARD, Alphabet
+from proteinlm.sequences.alphabet import PROTALBERT, PROTBERT, STANDARD, Alphabet
 
 transformers = pytest.importorskip("transformers")
 
@@ -321,3 +322,25 @@ def test_the_tiny_models_of_this_family_are_all_written() -> None:
         name for name, (architecture, _) in TINY.items() if architecture.split("-")[0] in ("bert", "albert", "electra")
     ]
     assert len(family) >= 7
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert", "discriminator"])
+def test_the_command_line_takes_their_folder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`plm embed` with a folder as `transformers` writes it: the mean of its own hidden states over the residues."""
+    original = judge(kind)
+    folder = saved(original, kind, tmp_path / "model")
+    proteins = {"one": "MKTVRQGAAX", "two": "MKUZOB", "three": "ACDEFGHIKLMNPQRSTVWY"}
+    source = write_fasta(tmp_path / "in.fasta", list(proteins.items()))
+    options = ("--model", folder, "--precision", "fp32", "--device", "cpu", "--storage", "fp32")
+    assert plm(monkeypatch, "embed", source, "-o", tmp_path / "out.h5", *options) == 0, capsys.readouterr().err
+    found = dict(read_embeddings(tmp_path / "out.h5"))
+    assert found.keys() == proteins.keys()
+    for name, sequence in proteins.items():
+        spaced = "".join("X" if letter in "UZOB" else letter for letter in sequence)
+        alphabet = PROTALBERT if kind == "albert" else PROTBERT
+        ids = [alphabet.tokens.index(token) for token in ("[CLS]", *spaced, "[SEP]")]
+        with torch.no_grad():
+            theirs = original(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, 1:-1].mean(0)
+        np.testing.assert_allclose(found[name], theirs.numpy(), atol=BOUND, rtol=BOUND)

@@ -192,6 +192,8 @@ def hidden_states(model: ProteinModel, sequence: str) -> Tensor:
         ("esm", "esm1_t34_670M_UR50S"),
         ("esm1b", "esm1b_t33_650M_UR50S"),
         ("esm1v", "esm1v_t33_650M_UR90S_1"),
+        ("prottrans_bert_bfd", "prot_bert_bfd"),
+        ("prottrans_albert_bfd", "prot_albert"),
     ],
 )
 def test_published_weights_reproduce_stored_activations(golden: str, name: str) -> None:
@@ -203,7 +205,7 @@ def test_published_weights_reproduce_stored_activations(golden: str, name: str) 
         ours = hidden_states(model, sequence).numpy()
         np.testing.assert_allclose(ours, stored[case], rtol=1e-3, atol=1e-4)
         compared += ours.size
-    assert compared == 15 * 1280
+    assert compared == 15 * model.width
 
 
 @pytest.mark.parametrize(("golden", "name"), [("esm2_8m", "esm2_t6_8M_UR50D"), ("esm2_650m", "esm2_t33_650M_UR50D")])

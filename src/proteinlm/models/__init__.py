@@ -170,14 +170,6 @@ def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str)
 _GENERATOR = ElectraConfig(width=256, num_heads=4, inner=1024)
 
 PRESETS: dict[str, Preset] = {
-    "prot_bert": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert", "ProtBert"),
-    "prot_bert_bfd": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert_bfd", "ProtBert-BFD"),
-    "prot_albert": _prottrans("albert", AlbertConfig(), 207_557_794, "prot_albert", "ProtAlbert"),
-    "prot_electra_discriminator_bfd": _prottrans(
-        "electra-discriminator", ElectraConfig(), 419_932_161, "prot_electra_discriminator_bfd", "prot_electra"
-    ),
-    "ProtElectra": Preset("electra", ElectraPairConfig(), 444_152_607, "no weights", _NEVER_RELEASED),
-    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 65_215_262, "prot_electra_generator_bfd"),
     "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
     "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
     "esm1_t34_670M_UR50S": _esm1(34, 1280, 20, 669_209_600, "esm1-670m"),
@@ -202,13 +194,21 @@ PRESETS: dict[str, Preset] = {
     "esm2_t48_15B_UR50D": _esm2("esm2_t48_15B_UR50D", 48, 5120, 40, 15_129_098_273, "esm2-15b"),
     "lstm-small": _lstm("S", 28_399_137),
     "lstm-large": _lstm("L", 113_421_345),
+    "prot_bert": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert", "ProtBert"),
+    "prot_bert_bfd": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert_bfd", "ProtBert-BFD"),
+    "prot_albert": _prottrans("albert", AlbertConfig(), 207_557_794, "prot_albert", "ProtAlbert"),
+    "prot_electra_discriminator_bfd": _prottrans(
+        "electra-discriminator", ElectraConfig(), 419_932_161, "prot_electra_discriminator_bfd", "prot_electra"
+    ),
+    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 65_215_262, "prot_electra_generator_bfd"),
+    "ProtElectra": Preset("electra", ElectraPairConfig(), 444_152_607, "no weights", _NEVER_RELEASED),
     "ProtTXL": _transformer_xl("ProtTXL", 409_306_135),
     "ProtTXL-BFD": _transformer_xl("ProtTXL-BFD", 562_469_911),
     "prot_xlnet": Preset(
         "xlnet",
         XlnetConfig(),
         409_413_669,
-        "unknown",
+        _PROTTRANS_LICENCE,
         "Hugging Face",
         "Rostlab/prot_xlnet",
         ("ProtXLNet",),

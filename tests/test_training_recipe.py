@@ -5,12 +5,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
-from training_tools import small_corpus, small_recipe, trainer
+import torch
+from training_tools import small_corpus, small_recipe, train, trainer, weights
 
 from proteinlm.config import to_dict
 from proteinlm.errors import InputError
 from proteinlm.models import ARCHITECTURES, PRESETS
 from proteinlm.objectives import OBJECTIVES
+from proteinlm.training.loop import MODEL, first_model
 from proteinlm.training.recipe import MAY_CHANGE, Batch, Data, Optimiser, Recipe, Run, Schedule, read_recipe, recipe_of
 
 GOOD = """
@@ -61,7 +63,7 @@ def test_settings_stand_over_the_file(tmp_path: Path) -> None:
         ("batch.token=5", "[batch]: key 'token' is unknown; did you mean 'tokens'?"),
         ("schedule.warm_up=5", "[schedule]: key 'warm_up' is unknown; did you mean 'warmup'?"),
         ("objective.chose=0.1", "[objective]: key 'chose' is unknown; did you mean 'chosen'?"),
-        ("objective.name=maskt", "[objective]: name 'maskt' is unknown; did you mean 'masked'?; choose one of masked"),
+        ("objective.name=maskt", "[objective]: name 'maskt' is unknown; did you mean 'masked'?; choose one of autoreg"),
         ("model.num_layer=2", "[model]: key 'num_layer' is unknown; did you mean 'num_layers'?"),
         ("model.preset=esm2-8n", "did you mean 'esm2-8m'?"),
         ("schedule.shape=cosin", "schedule.shape is 'cosin'; did you mean 'cosine'?; choose one of constant,"),
@@ -137,11 +139,42 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path, "data = 3\n", "data.store=x")
 
 
-def test_the_model_must_suit_the_objective(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("objective.name=denoising", "'denoising' does not train architecture 'esm2'; set objective.name to masked"),
+        ("model.architecture=t5-encoder", "'masked' does not train architecture 't5-encoder'; it is part of one that"),
+        ("model.architecture=xlnet", None),
+    ],
+)  # fmt: skip
+def test_the_objective_must_suit_the_model(tmp_path: Path, setting: str, told: str | None) -> None:
+    text = GOOD.replace('preset = "esm2-8m"', 'architecture = "esm2"')
+    if told is None:
+        assert read(tmp_path, text, setting).objective_name == "masked"
+        return
+    with pytest.raises(InputError, match=re.escape(told)):
+        read(tmp_path, text, setting)
+
+
+def test_a_run_begins_with_the_weights_that_it_names(tmp_path: Path) -> None:
+    """Of a file, of the same shape; a run that goes on needs them no longer."""
     small_corpus(tmp_path)
-    recipe = small_recipe(tmp_path, model={"architecture": "unirep", "width": 8, "num_layers": 1, "embedding_width": 4})
-    with pytest.raises(InputError, match="alphabet UniRep has no mask token; masked language modelling needs one"):
-        trainer(recipe, tmp_path / "run")
+    train(small_recipe(tmp_path, ("run.steps", 2)), tmp_path / "first")
+    path = tmp_path / "first" / MODEL
+    recipe = small_recipe(tmp_path, ("model.weights", str(path)), ("run.seed", 7), ("run.steps", 1))
+    begun = trainer(recipe, tmp_path / "second").model.state_dict()
+    before, random = weights(tmp_path / "first"), first_model(small_recipe(tmp_path, ("run.seed", 7))).state_dict()
+    assert begun.keys() == before.keys() and len(before) > 10
+    assert all(torch.equal(begun[name], tensor) for name, tensor in before.items())
+    assert not all(torch.equal(begun[name], tensor) for name, tensor in random.items())
+    with pytest.raises(InputError, match=r"holds another model than the recipe's: \d+ tensors are in one of them only"):
+        trainer(small_recipe(tmp_path, ("model.weights", str(path)), ("model.width", 24)), tmp_path / "other")
+    train(recipe, tmp_path / "second")
+    path.unlink()
+    longer = small_recipe(tmp_path, ("model.weights", str(path)), ("run.seed", 7), ("run.steps", 2))
+    assert "going on from step 1" in train(longer, tmp_path / "second")
+    with pytest.raises(InputError, match="there is no file, folder or model"):
+        train(longer, tmp_path / "third")
 
 
 def test_the_corpus_must_be_there(tmp_path: Path) -> None:
@@ -196,5 +229,5 @@ def test_the_page_has_every_objective_and_what_it_trains() -> None:
     for name in OBJECTIVES:
         row = re.search(rf"^\| `{name}` \| ([^|]+) \| [^|]+ \|$", page, flags=re.MULTILINE)
         assert row, f"{name} is not on the page"
-        trained = {one for one, kind in ARCHITECTURES.items() if name in kind.objectives} - {"unirep"}
+        trained = {one for one, kind in ARCHITECTURES.items() if name in kind.objectives}
         assert set(re.findall(r"`([\w-]+)`", row[1])) == trained

@@ -91,10 +91,8 @@ class Trainer:
         self.recipe, self.folder, self.engine = recipe, folder, engine
         self.say, self._watch = (_say_nothing, None) if engine.rank else (say, watch)
         self.store = Store.open(recipe.data.store)
-        architecture, config = recipe.architecture()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(recipe.run.seed)
-            self.model: ProteinModel = ARCHITECTURES[architecture].model(config)
+        is_saved = engine.saved(folder / CHECKPOINT)
+        self.model = first_model(recipe, with_weights=not is_saved)
         for module in self.model.modules():
             if isinstance(module, ContactHead):
                 # It is fitted to a trained model (papers.md 2.5), and nothing here would give it a gradient.
@@ -114,7 +112,7 @@ class Trainer:
         self.progress, self._stop = Progress(), _StopOnSignal()
         self._random = torch.Generator().manual_seed(recipe.run.seed).get_state()
         folder.mkdir(parents=True, exist_ok=True)
-        if engine.saved(folder / CHECKPOINT):
+        if is_saved:
             self._resume()
         self.tables: tuple[Table, Table] | None = None
         if not engine.rank:
@@ -315,6 +313,32 @@ class Trainer:
                 whole = on_meta(*self.recipe.architecture())
                 whole.load_state_dict(weights, assign=True)
                 checkpoints.save(whole.eval(), self.folder / MODEL, name=self.folder.name)
+
+
+def first_model(recipe: Recipe, with_weights: bool = True) -> ProteinModel:
+    """The model before the first step: random weights of the recipe's seed, or those of the checkpoint that it names.
+
+    Args:
+        recipe: the run. with_weights: whether to read that checkpoint.
+
+    Raises:
+        InputError: the checkpoint holds another model.
+    """
+    architecture, config = recipe.architecture()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.run.seed)
+        model: ProteinModel = ARCHITECTURES[architecture].model(config)
+    if recipe.weights and with_weights:
+        weights = checkpoints.load(recipe.weights).model.state_dict()
+        ours, theirs = ({name: tuple(one.shape) for name, one in of.items()} for of in (model.state_dict(), weights))
+        if different := sorted(set(ours.items()) ^ set(theirs.items())):
+            name, shape = different[0]
+            raise InputError(
+                f"model.weights = {recipe.weights!r} holds another model than the recipe's: {len(different)} tensors "
+                f"are in one of them only, such as {name} of shape {shape}; state the model that it holds"
+            )
+        model.load_state_dict(weights)
+    return model
 
 
 def pretrain(

@@ -126,7 +126,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `model` is either `{preset = NAME}`, or `architecture` with the fields of its configuration.
+    """A whole run. `model` is either `{preset = NAME}`, or `architecture` with the fields of its configuration; in it
+    `weights` names a checkpoint to begin with.
 
     `objective` is the configuration of one in `OBJECTIVES`; the file's section holds its name and its fields.
 
@@ -150,7 +151,7 @@ class Recipe:
         Raises:
             InputError: the architecture, the preset or a key is unknown.
         """
-        fields = dict(self.model)
+        fields = {key: value for key, value in self.model.items() if key != "weights"}
         if "preset" in fields:
             from proteinlm.checkpoints.catalogue import require_preset
 
@@ -166,6 +167,11 @@ class Recipe:
             )
         kind = ARCHITECTURES[name].config
         return name, from_dict(kind, fields, "recipe, [model]")
+
+    @property
+    def weights(self) -> str:
+        """Name or path of the checkpoint whose weights the run begins with; empty for random ones."""
+        return str(self.model.get("weights", ""))
 
     @property
     def objective_name(self) -> str:

@@ -6,11 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.metrics import roc_auc_score
 
 from proteinlm import metrics
 from proteinlm.errors import InputError
 from proteinlm.metrics import (
     Bootstrap,
+    area_under_roc,
     bootstrap_difference,
     bootstrap_interval,
     spearman,
@@ -245,3 +247,21 @@ def test_spearman_refuses() -> None:
         with pytest.raises(InputError, match=why):
             spearman(np.array(first), np.array(second))
     assert np.isnan(spearman(np.ones(5), np.arange(5.0)))
+
+
+def test_area_under_roc_equals_that_of_scikit_learn() -> None:
+    """Scores of few values, so that many are equal."""
+    random, compared = np.random.default_rng(0), 0
+    for size in range(2, 60):
+        positives, negatives = random.integers(0, 8, size=size), random.integers(0, 8, size=3 * size)
+        labels = np.repeat([1, 0], [size, 3 * size])
+        expected = roc_auc_score(labels, np.concatenate([positives, negatives]))
+        assert area_under_roc(positives, negatives) == pytest.approx(expected, abs=1e-12)
+        compared += 1
+    assert compared == 58
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(0, 3), (3, 0)])
+def test_area_under_roc_needs_both(positives: int, negatives: int) -> None:
+    with pytest.raises(InputError, match="one of each is needed"):
+        area_under_roc(np.ones(positives), np.ones(negatives))

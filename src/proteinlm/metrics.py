@@ -143,6 +143,26 @@ def sum_by_group(values_P: np.ndarray, group_P: np.ndarray) -> np.ndarray:
     return np.bincount(number_P, weights=values_P)
 
 
+def area_under_roc(positives_P: np.ndarray, negatives_N: np.ndarray) -> float:
+    """The chance that a positive scores higher than a negative, half where they score the same.
+
+    Args:
+        positives_P, negatives_N: scores of at least one item each.
+
+    Raises:
+        InputError: there are no positives or no negatives.
+
+    >>> area_under_roc(np.array([0.9, 0.5]), np.array([0.5, 0.1]))
+    0.875
+    """
+    if not len(positives_P) or not len(negatives_N):
+        raise InputError(f"{len(positives_P)} positives and {len(negatives_N)} negatives; one of each is needed")
+    ordered_N = np.sort(negatives_N)
+    lower_P = np.searchsorted(ordered_N, positives_P, side="left")
+    not_higher_P = np.searchsorted(ordered_N, positives_P, side="right")
+    return float((lower_P + not_higher_P).mean()) / 2 / len(ordered_N)
+
+
 def spearman(first_N: np.ndarray, second_N: np.ndarray) -> float:
     """Spearman's rank correlation; values that are equal share their mean rank. NaN where either is constant.
 

@@ -5,6 +5,7 @@ calls a model: `evaluation` does. `published` holds the papers' figures.
 """
 
 from proteinlm.tasks import published
+from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
@@ -26,5 +27,6 @@ TASKS: dict[str, Entry] = {
     Language.name: Entry(Language, published.LANGUAGE),
     ScopHomology.name: Entry(ScopHomology, published.HOMOLOGY),
     CathHomology.name: Entry(CathHomology),
+    FamilyAlignment.name: Entry(FamilyAlignment),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

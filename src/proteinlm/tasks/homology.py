@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from proteinlm.datasets.domains import CathDomain, ScopDomain, read_cath, read_scop, without_excluded_folds
 from proteinlm.errors import InputError
-from proteinlm.metrics import sum_by_group
+from proteinlm.metrics import area_under_roc, sum_by_group
 from proteinlm.tasks.base import GroupScores, Question, Reply, Result, Task, Wanted
 
 HITS = 10
@@ -48,11 +48,9 @@ def score_query(
     >>> score_query(np.array([0.1, 0.2, 0.3]), np.array([False, True, False]), np.array([True, False, True]))
     (0.5, 1.0)
     """
-    positives, negatives = distance_N[positive_N], np.sort(distance_N[negative_N])
-    nearer = np.searchsorted(negatives, positives, side="left")
-    not_farther = np.searchsorted(negatives, positives, side="right")
-    auc = 1 - float((nearer + not_farther).mean()) / 2 / len(negatives)
-    ahead = np.searchsorted(negatives, positives.min(), side="right")
+    positives, negatives = distance_N[positive_N], distance_N[negative_N]
+    auc = area_under_roc(-positives, -negatives)
+    ahead = np.count_nonzero(negatives <= positives.min())
     return auc, float(ahead < HITS)
 
 

@@ -9,6 +9,7 @@ from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
+from proteinlm.tasks.variants import VariantEffects
 
 __all__ = [
     "TASKS",
@@ -28,5 +29,6 @@ TASKS: dict[str, Entry] = {
     ScopHomology.name: Entry(ScopHomology, published.HOMOLOGY),
     CathHomology.name: Entry(CathHomology),
     FamilyAlignment.name: Entry(FamilyAlignment),
+    VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

@@ -111,6 +111,18 @@ def test_another_model_in_the_place_of_a_published_one_is_refused(nowhere: Path)
         checkpoints.load("esm2-8m")
 
 
+def test_a_published_file_decides_what_the_papers_leave_open(nowhere: Path) -> None:
+    """The discriminator's shape on the hub is not the paper's (papers.md 8.3); a BERT under its name is still refused."""
+    (nowhere / "weights").mkdir()
+    folder = nowhere / "weights" / "prot_electra_discriminator_bfd"
+    checkpoints.export(tiny("electra-discriminator"), folder, "hf")
+    assert checkpoints.load("Rostlab/prot_electra_discriminator_bfd").model.num_layers == 2
+    for name in ("prot_bert", "prot_electra_generator_bfd"):
+        checkpoints.export(tiny("bert"), nowhere / "weights" / name, "hf")
+        with pytest.raises(InputError, match=f"is where {name} is looked for, but holds another model"):
+            checkpoints.load(name)
+
+
 def test_download_only_when_asked(nowhere: Path, monkeypatch: pytest.MonkeyPatch, esm2_8m: ProteinModel) -> None:
     asked = []
 

@@ -98,8 +98,8 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
 def _require_shape(checkpoint: Checkpoint, name: str, preset: models.Preset) -> None:
     """Refuse a file that lies where a published model is looked for, but is another one."""
     architecture, config = architecture_of(checkpoint.model)
-    heads = ("contact_head", "language_head")
-    shape, expected = ({k: v for k, v in to_dict(one).items() if k not in heads} for one in (config, preset.config))
+    free = ("contact_head", "language_head", "head", *preset.uncertain)
+    shape, expected = ({k: v for k, v in to_dict(one).items() if k not in free} for one in (config, preset.config))
     if (architecture, shape) != (preset.architecture, expected):
         raise InputError(f"{checkpoint.source} is where {name} is looked for, but holds another model: {config}")
 

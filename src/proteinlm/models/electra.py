@@ -107,11 +107,11 @@ class ReplacedHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dense = Projection(width, width, activation="gelu")
-        self.output = Projection(width, 1)
+        self.output = nn.Linear(width, 1)  # keeps fp32, as the embedding that logits are made with
 
     def forward(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T"]:
         """One number for every token."""
-        odds_T1: Tensor = self.output(self.dense(x_TD))
+        odds_T1: Tensor = self.output(self.dense(x_TD).to(self.output.weight.dtype))
         return odds_T1[:, 0]
 
 

@@ -21,6 +21,7 @@ from proteinlm.checkpoints.hf_bert import ALBERT_NAMES, BERT_NAMES, ELECTRA_NAME
 from proteinlm.checkpoints.names import Naming, to_theirs
 from proteinlm.checkpoints.vocabulary import sentencepiece_bytes
 from proteinlm.errors import InputError
+from proteinlm.models import PRESETS
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.electra import ElectraPair
 from proteinlm.sequences.alphabet import PROTALBERT, PROTBERT, STANDARD, Alphabet
@@ -85,6 +86,26 @@ def encoded(alphabet: Alphabet) -> tuple[list[np.ndarray], list[np.ndarray]]:
         targets[sequence][residue + 1] = seen[sequence][residue + 1]
         seen[sequence][residue + 1] = alphabet.mask
     return seen, targets
+
+
+PAPER = {
+    "prot_bert": (420.98, True),
+    "prot_bert_bfd": (420.98, True),
+    "prot_albert": (224.34, True),
+    "prot_electra_discriminator_bfd": (419.93, False),
+    "prot_electra_generator_bfd": (65.2, False),
+}
+"""Millions of parameters in papers.md 6.1, and whether a pooler, which is not read here, is among them."""
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_as_the_paper_counts_them(name: str) -> None:
+    preset, (millions, pooler) = PRESETS[name], PAPER[name]
+    counted = preset.parameters + (preset.config.width * (preset.config.width + 1) if pooler else 0)
+    assert counted / 1e6 == pytest.approx(millions, abs=0.02)
+    # Sizes of published files, in bytes, with up to 0.1 % of names and padding in them.
+    size = {"prot_albert": 897_396_780, "prot_electra_generator_bfd": 260_980_000}.get(name)
+    assert size is None or 4 * counted == pytest.approx(size, rel=1e-3)
 
 
 class Comparison:

@@ -112,7 +112,7 @@ def test_another_model_in_the_place_of_a_published_one_is_refused(nowhere: Path)
 
 
 def test_a_published_file_decides_what_the_papers_leave_open(nowhere: Path) -> None:
-    """The discriminator's shape on the hub is not the paper's (papers.md 8.3); a BERT under its name is still refused."""
+    """The discriminator's shape on the hub is not the paper's (papers.md 8.3); another model is still refused."""
     (nowhere / "weights").mkdir()
     folder = nowhere / "weights" / "prot_electra_discriminator_bfd"
     checkpoints.export(tiny("electra-discriminator"), folder, "hf")

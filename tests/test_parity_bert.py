@@ -338,11 +338,23 @@ def test_another_vocabulary_and_fine_tuned_heads_are_refused(tmp_path: Path) -> 
         checkpoints.load(tmp_path / "fine")
 
 
-def test_the_tiny_models_of_this_family_are_all_written() -> None:
-    family = [
-        name for name, (architecture, _) in TINY.items() if architecture.split("-")[0] in ("bert", "albert", "electra")
-    ]
-    assert len(family) >= 7
+FAMILY = [name for name, (architecture, _) in TINY.items() if architecture.startswith(("bert", "albert", "electra-"))]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_shape_goes_out_and_comes_back(name: str, tmp_path: Path) -> None:
+    model = tiny(name)
+    checkpoints.export(model, tmp_path / "whole", "hf")
+    again = checkpoints.load(tmp_path / "whole")
+    assert again.digest == checkpoints.digest_of(model) and again.model.config == model.config
+    checkpoints.export(model, tmp_path / "half", "hf", torch.float16)
+    half = checkpoints.load(tmp_path / "half")
+    assert half.stored == "fp16" and half.digest == checkpoints.digest_of(model, torch.float16)
+
+
+def test_the_family_is_whole() -> None:
+    assert {TINY[name][0] for name in FAMILY} == {"albert", "bert", "electra-generator", "electra-discriminator"}
+    assert len(FAMILY) == 6
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "discriminator"])

@@ -143,6 +143,8 @@ def fit_contact_regression(
                 f"protein {number}: maps of shape {tuple(maps_MLL.shape)} and contacts of shape {contacts_LL.shape}; "
                 "(maps, L, L) and (L, L) are needed"
             )
+        if not bool(torch.isfinite(maps_MLL).all()):
+            raise InputError(f"protein {number}: maps that are not finite; take proteins that fit one window")
         x_PM = pair_features(maps_MLL)
         y_P = torch.from_numpy(contacts_LL)[tuple(torch.triu_indices(length, length, MINIMUM_SEPARATION))]
         features.append(x_PM[y_P >= 0])

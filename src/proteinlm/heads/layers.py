@@ -5,6 +5,7 @@ draw random numbers take them from the generator they are given; without one the
 """
 
 import abc
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,13 @@ class Head(nn.Module, abc.ABC):
 
     Attributes:
         level: what an output row is: a residue, a protein or a residue pair (row by row of each protein's L x L).
-        outputs: task -> number of classes, in the order of the label columns.
+        outputs: task -> number of classes, in the order of the label columns. config: its shape, a dataclass.
         mean_D, scale_D: of the features; set from the training features before training starts.
     """
 
     level: Level
     outputs: dict[str, int]
+    config: Any
     mean_D: Tensor
     scale_D: Tensor
 

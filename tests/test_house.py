@@ -36,6 +36,7 @@ ORDER = (
     "objectives",
     "inference",
     "embedding",
+    "generation",
     "variants",
     "training",
     "heads",

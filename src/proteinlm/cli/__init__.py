@@ -11,17 +11,21 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import corpus, embedding, evaluate, models, pretrain, reproduce
+from proteinlm.cli import corpus, data, embedding, evaluate, generate, models, pretrain, reproduce, variants
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
     embedding.embed,
     embedding.contacts,
     embedding.merge,
+    variants.variants,
+    generate.generate,
     models.models,
     models.convert,
     models.accelerate,
     corpus.corpus,
+    data.split,
+    data.leakage,
     pretrain.pretrain,
     evaluate.evaluate,
     evaluate.report,

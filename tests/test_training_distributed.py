@@ -284,26 +284,42 @@ def test_bf16(folder: Path, engine: str) -> None:
     assert losses(job.folder) == pytest.approx(losses(folder / f"bf16_{engine}1"), rel=1e-3)
 
 
-ESM1 = {"architecture": "esm1", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
-ESM1B = {**ESM1, "architecture": "esm1b", "max_positions": 64}
-LSTM = {"architecture": "lstm", "num_layers": 2, "width": 8}
+SHAPE = {"num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
+PAIR = {"generator_layers": 1, "generator_width": 8, "generator_heads": 1, "generator_inner": 16, "max_positions": 64}
+SEGMENTS = {"segment": 24, "memory": 16}
+MODELS = {
+    "esm1": ({"architecture": "esm1", **SHAPE}, "masked"),
+    "esm1b": ({"architecture": "esm1b", **SHAPE, "max_positions": 64}, "masked"),
+    "lstm": ({"architecture": "lstm", "num_layers": 2, "width": 8}, "masked"),
+    "bert": ({"architecture": "bert", **SHAPE, "max_positions": 64}, "masked"),
+    "albert": ({"architecture": "albert", **SHAPE, "embedding_width": 8, "max_positions": 64}, "masked"),
+    "electra": ({"architecture": "electra", **SHAPE, **PAIR}, "replaced"),
+    "t5": ({"architecture": "t5", **SHAPE, "decoder_layers": 2, "head_width": 8}, "denoising"),
+    "xlnet": ({"architecture": "xlnet", **SHAPE, **SEGMENTS}, "permutation"),
+    "transformer-xl": ({"architecture": "transformer-xl", **SHAPE, **SEGMENTS, "head_width": 8}, "autoregressive"),
+    "unirep": ({"architecture": "unirep", "num_layers": 2, "width": 8, "embedding_width": 4}, "autoregressive"),
+}
+QUICK = {("esm1b", "ddp"), ("lstm", "fsdp"), ("electra", "ddp"), ("electra", "fsdp"), ("t5", "fsdp"), ("xlnet", "fsdp")}
 
 
 @pytest.mark.parametrize(
-    ("model", "engine"),
+    ("name", "engine"),
     [
-        (ESM1B, "ddp"),
-        (LSTM, "fsdp"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(ESM1, "ddp"), (LSTM, "ddp")]),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(ESM1, "fsdp"), (ESM1B, "fsdp")]),
+        pytest.param(name, engine, marks=[] if (name, engine) in QUICK else pytest.mark.slow)
+        for name in MODELS
+        for engine in ("ddp", "fsdp")
     ],
-    ids=lambda value: value if isinstance(value, str) else value["architecture"],
 )
-def test_every_architecture(folder: Path, model: dict[str, object], engine: str) -> None:
-    """With gradient checkpointing, which must get along with both engines."""
-    name = f"{model['architecture']}_{engine}"
-    few = (*CALM, ("run.steps", 3), ("run.gradient_checkpointing", True))
-    train(small_recipe(folder, *few, model=model), folder / name)
-    job = Job(small_recipe(folder, *few, ("run.engine", engine), model=model), folder / f"{name}2", world=2)
+def test_every_architecture(folder: Path, name: str, engine: str) -> None:
+    """With its objective, and gradient checkpointing, which must get along with both engines."""
+    model, objective = MODELS[name]
+    few = (*CALM, ("run.steps", 3), ("run.gradient_checkpointing", True), ("objective.name", objective))
+    train(small_recipe(folder, *few, model=model), folder / f"{name}_{engine}")
+    job = Job(small_recipe(folder, *few, ("run.engine", engine), model=model), folder / f"{name}_{engine}2", world=2)
     assert run(job) == [0, 0], output(job)
-    assert largest_difference(weights(job.folder), weights(folder / name)) < BOUND
+    assert largest_difference(weights(job.folder), weights(folder / f"{name}_{engine}")) < BOUND
+    ours, theirs = (read_table(path / "validation.csv") for path in (job.folder, folder / f"{name}_{engine}"))
+    for left, right in zip(ours, theirs, strict=True):
+        assert {key: float(value) for key, value in left.items()} == pytest.approx(
+            {key: float(value) for key, value in right.items()}, rel=DIGITS
+        )

@@ -198,4 +198,8 @@ class Xlnet(ProteinModel):
 
 def _layer(config: XlnetConfig) -> RelativeLayer:
     attention = RelativeAttention(config.width, config.num_heads, config.width // config.num_heads, text_segments=True)
+    for weight in (attention.segment_bias, attention.segment_keys):
+        assert weight is not None, "built with text segments"
+        # Where text segments are not told apart, these are kept for the files, and nothing trains them.
+        weight.requires_grad_(config.text_segments)
     return RelativeLayer(attention, config.width, config.inner, epsilon=1e-12, activation="gelu")

@@ -9,7 +9,7 @@ import datetime
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,15 @@ def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | Non
     runner = Runner(checkpoint.model, job.run)
     progress.say(f"running  on {runner.device} in {runner.precision} ({runner.precision_reason})")
     job.out.mkdir(parents=True, exist_ok=True)
-    with _cache_folder(job) as cache:
-        machine = Machine(checkpoint.digest, runner, cache, job.storage, progress)
+    with (
+        _cache_folder(job) as cache,
+        closing(Machine(checkpoint.digest, runner, cache, job.storage, progress)) as machine,
+    ):
         model_seconds = _ask(machine, running, progress)
         for one in running:
             with _timed(one):
                 _finish(one)
             progress.say(f"{one.name}: " + (f"{len(one.results)} figures" if one.status == "done" else _why(one)))
-        machine.close()
     run = Run(
         model=_model(checkpoint, facts, parameters, job),
         software=versions(),

@@ -170,8 +170,8 @@ def page(runs: Sequence[Run], sections: Sequence[Section]) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
         f"<style>{STYLE}</style></head><body>",
-        "<h1>Evaluation</h1><p>95 % bootstrap intervals over proteins or clusters. In plots, grey lines are the papers' "
-        "figures.</p>",
+        "<h1>Evaluation</h1><p>95 % bootstrap intervals over proteins or clusters. In plots, grey lines are figures of "
+        "the papers.</p>",
         _html_table(FACTS, [[html.escape(text) for text in _facts(run)] for run in runs]),
     ]
     for section in sections:

@@ -19,10 +19,14 @@ NAMES = ["MET", "GLY", "MSE", "ALA", "TRP", "LYS", "GLU", "LEU", "ALA", "VAL"] *
 RESIDUES = "MGMAWKELAV" * 2
 
 
+ATOMS = ("N", "CA", "C", "O", "CB")
+
+
 def ideal_helix(length: int) -> np.ndarray:
-    """N, CA, C, CB of an ideal alpha helix: 100 degrees and 1.5 Å a residue, radii and phases of standard geometry."""
+    """Atoms of an ideal alpha helix: 100 degrees and 1.5 Å a residue, radius, phase and rise of each atom."""
+    geometry = ((1.55, -0.489, -0.85), (2.28, 0.0, 0.0), (1.68, 0.458, 1.06), (2.02, 0.45, 2.25), (3.29, -0.325, -0.95))
     atoms = []
-    for radius, phase, rise in ((1.55, -0.489, -0.85), (2.28, 0.0, 0.0), (1.68, 0.458, 1.06), (3.29, -0.325, -0.95)):
+    for radius, phase, rise in geometry:
         angle = np.arange(length) * np.deg2rad(100) + phase
         atoms.append(np.stack([radius * np.cos(angle), radius * np.sin(angle), np.arange(length) * 1.5 + rise], axis=1))
     return np.stack(atoms, axis=1)
@@ -33,7 +37,7 @@ def structure() -> struc.AtomArray:
     made = []
     for chain, names, shift in (("A", NAMES, 0.0), ("B", NAMES[:6], 40.0)):
         for number, (name, points) in enumerate(zip(names, ideal_helix(len(names)), strict=True), 11):
-            for atom, point in zip(("N", "CA", "C", "CB"), points, strict=True):
+            for atom, point in zip(ATOMS, points, strict=True):
                 if atom == "CB" and (name == "GLY" or (chain == "A" and number == 15)):
                     continue
                 made.append(
@@ -70,13 +74,13 @@ def test_residues_and_coordinates(tmp_path: Path, suffix: str) -> None:
     first, second = read_structure(write(tmp_path, suffix))
     assert (first.id, first.residues, second.id, second.residues) == ("A", RESIDUES, "B", RESIDUES[:6])
     assert first.numbers[0] == "11" and first.numbers[-1] == "30" and first.secondary_structure is None
-    expected = ideal_helix(20)[:, 3]
+    expected = ideal_helix(20)[:, 4]
     expected[[1, 11]] = ideal_helix(20)[[1, 11], 1]  # CA of glycine
     expected[4] = np.nan
     assert np.allclose(first.cb, expected, atol=2e-3, equal_nan=True), "PDB files have three decimals"
     contacts = first.contacts()
     assert (contacts[4] == -1).all() and contacts[6, 7] == 1 and contacts[0, 19] == 0
-    assert np.allclose(second.cb[0], ideal_helix(6)[0, 3] + 40, atol=2e-3)
+    assert np.allclose(second.cb[0], ideal_helix(6)[0, 4] + 40, atol=2e-3)
 
 
 def test_secondary_structure_from_ca_atoms(tmp_path: Path) -> None:
@@ -122,3 +126,4 @@ def test_structures_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monk
 def test_dssp(tmp_path: Path) -> None:
     first, _ = read_structure(write(tmp_path, ".cif"), "dssp")
     assert first.secondary_structure is not None and len(first.secondary_structure) == 20
+    assert first.secondary_structure[2:-2] == "H" * 16 and first.method == "dssp"

@@ -45,6 +45,10 @@ line that says how to get it. Needs NumPy only. The modules, and what to call in
                          read_netsurfp_npz(path, split), read_proteingym(path, wild_type): the same records
     structures           read_structure(path, secondary_structure) -> StructureChain(id, residues, numbers, cb, ...),
                              .contacts(); needs biotite (extra `structures`)
+    leakage              nearest_training(train, test, LeakageOptions(method, e_value, candidates, threads))
+                             -> LeakageReport(rows, method), .above(identity, coverage)
+                             rows: Nearest(id, nearest, identity, coverage, e_value, bits); nearest None: no relative
+                         score_by_identity(rows, {id: score}, edges), read_proteins(fasta), write_report, read_report
     hierarchy            scop_level(sccs, level), cath_level(cath, level)
     tables               read_records(path, columns, make), read_rows(path, columns), text_lines(path)
                          remove_shared(train, test) -> (kept, removed): no sequence or id of the test set in training

@@ -7,6 +7,7 @@ each row. Nothing is skipped: a row that cannot be used ends the reading with on
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,12 @@ class Identified(Protocol):
         """What it is called."""
 
 
-class Sequenced(Identified, Protocol):
+class Sequenced(Protocol):
     """Anything that has an id and residues."""
+
+    @property
+    def id(self) -> str:
+        """What it is called."""
 
     @property
     def residues(self) -> str:
@@ -204,6 +209,23 @@ def remove_shared(train: Iterable[Kept], test: Iterable[Sequenced]) -> tuple[tup
     for record in train:
         (shared if record.residues in sequences or record.id in ids else kept).append(record)
     return tuple(kept), tuple(shared)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in lines)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}; choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def text_of(path: Path) -> io.StringIO:

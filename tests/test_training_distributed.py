@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_tools import (
     CPU,
+    EVERY,
     SECONDS,
     Job,
     Mishap,
@@ -284,21 +285,6 @@ def test_bf16(folder: Path, engine: str) -> None:
     assert losses(job.folder) == pytest.approx(losses(folder / f"bf16_{engine}1"), rel=1e-3)
 
 
-SHAPE = {"num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
-PAIR = {"generator_layers": 1, "generator_width": 8, "generator_heads": 1, "generator_inner": 16, "max_positions": 64}
-SEGMENTS = {"segment": 24, "memory": 16}
-MODELS = {
-    "esm1": ({"architecture": "esm1", **SHAPE}, "masked"),
-    "esm1b": ({"architecture": "esm1b", **SHAPE, "max_positions": 64}, "masked"),
-    "lstm": ({"architecture": "lstm", "num_layers": 2, "width": 8}, "masked"),
-    "bert": ({"architecture": "bert", **SHAPE, "max_positions": 64}, "masked"),
-    "albert": ({"architecture": "albert", **SHAPE, "embedding_width": 8, "max_positions": 64}, "masked"),
-    "electra": ({"architecture": "electra", **SHAPE, **PAIR}, "replaced"),
-    "t5": ({"architecture": "t5", **SHAPE, "decoder_layers": 2, "head_width": 8}, "denoising"),
-    "xlnet": ({"architecture": "xlnet", **SHAPE, **SEGMENTS}, "permutation"),
-    "transformer-xl": ({"architecture": "transformer-xl", **SHAPE, **SEGMENTS, "head_width": 8}, "autoregressive"),
-    "unirep": ({"architecture": "unirep", "num_layers": 2, "width": 8, "embedding_width": 4}, "autoregressive"),
-}
 QUICK = {("esm1b", "ddp"), ("lstm", "fsdp"), ("electra", "ddp"), ("electra", "fsdp"), ("t5", "fsdp"), ("xlnet", "fsdp")}
 
 
@@ -306,13 +292,13 @@ QUICK = {("esm1b", "ddp"), ("lstm", "fsdp"), ("electra", "ddp"), ("electra", "fs
     ("name", "engine"),
     [
         pytest.param(name, engine, marks=[] if (name, engine) in QUICK else pytest.mark.slow)
-        for name in MODELS
+        for name in EVERY
         for engine in ("ddp", "fsdp")
     ],
 )
 def test_every_architecture(folder: Path, name: str, engine: str) -> None:
     """With its objective, and gradient checkpointing, which must get along with both engines."""
-    model, objective = MODELS[name]
+    model, objective = EVERY[name]
     few = (*CALM, ("run.steps", 3), ("run.gradient_checkpointing", True), ("objective.name", objective))
     train(small_recipe(folder, *few, model=model), folder / f"{name}_{engine}")
     job = Job(small_recipe(folder, *few, ("run.engine", engine), model=model), folder / f"{name}_{engine}2", world=2)

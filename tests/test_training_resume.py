@@ -6,6 +6,7 @@ import pytest
 import torch
 from forked import Death
 from training_tools import (
+    EVERY,
     Job,
     Mishap,
     output,
@@ -18,6 +19,8 @@ from training_tools import (
 )
 
 from proteinlm.errors import InputError
+from proteinlm.models import ARCHITECTURES
+from proteinlm.objectives import OBJECTIVES
 from proteinlm.training.loop import CHECKPOINT, MODEL
 
 ENDED, KILLED, REFUSED = 0, -9, 2
@@ -69,6 +72,31 @@ def test_killed_and_taken_up_again(folder: Path, optimiser: str) -> None:
     assert rows_without_speed(folder / "run") == rows_without_speed(folder / "straight")
     assert len(rows_without_speed(folder / "run")) == 10 + 2
     assert_same_state(folder / "run", folder / "straight")
+
+
+def test_all_that_can_be_trained_is_trained_here() -> None:
+    """A new architecture or objective gets its line in `EVERY`, and with it these tests and those of many processes."""
+    expected = {(name, one) for name, kind in ARCHITECTURES.items() for one in kind.objectives}
+    assert {(model["architecture"], objective) for model, objective in EVERY.values()} == expected
+    assert {objective for _, objective in expected} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("electra", "xlnet") else pytest.mark.slow) for name in EVERY]
+)
+def test_every_architecture_goes_on(folder: Path, name: str) -> None:
+    """Four steps are two and two, to the bit: what is drawn in a step depends on nothing that is lost."""
+    model, objective = EVERY[name]
+    constant = ("schedule.shape", "constant")
+    settings = (("objective.name", objective), ("run.steps", 4), ("run.validate_every", 2), constant)
+    train(small_recipe(folder, *settings, model=model), folder / "straight")
+    train(small_recipe(folder, *settings, ("run.steps", 2), model=model), folder / "run")
+    assert "going on from step 2" in train(small_recipe(folder, *settings, model=model), folder / "run")
+    ours, theirs = weights(folder / "run"), weights(folder / "straight")
+    assert ours.keys() == theirs.keys() and len(ours) > 5
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    rows = rows_without_speed(folder / "run")
+    assert rows == rows_without_speed(folder / "straight") and len(rows) == 4 + 2
 
 
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])

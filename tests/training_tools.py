@@ -35,6 +35,26 @@ SECONDS = 120.0
 """Nothing here takes longer than a few seconds on an idle machine; a run that hangs fails its test."""
 
 ESM2 = {"architecture": "esm2", "num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
+SHAPE = {"num_layers": 2, "width": 16, "num_heads": 2, "inner": 32}
+PAIR = {"generator_layers": 1, "generator_width": 8, "generator_heads": 1, "generator_inner": 16, "max_positions": 64}
+SEGMENTS = {"segment": 24, "memory": 16}
+EVERY: dict[str, tuple[dict[str, Any], str]] = {
+    "esm2": (ESM2, "masked"),
+    "esm1": ({"architecture": "esm1", **SHAPE}, "masked"),
+    "esm1b": ({"architecture": "esm1b", **SHAPE, "max_positions": 64}, "masked"),
+    "lstm": ({"architecture": "lstm", "num_layers": 2, "width": 8}, "masked"),
+    "bert": ({"architecture": "bert", **SHAPE, "max_positions": 64}, "masked"),
+    "albert": ({"architecture": "albert", **SHAPE, "embedding_width": 8, "max_positions": 64}, "masked"),
+    "electra-generator": ({"architecture": "electra-generator", **SHAPE, "max_positions": 64}, "masked"),
+    "electra": ({"architecture": "electra", **SHAPE, **PAIR}, "replaced"),
+    "t5": ({"architecture": "t5", **SHAPE, "decoder_layers": 2, "head_width": 8}, "denoising"),
+    "xlnet": ({"architecture": "xlnet", **SHAPE, **SEGMENTS}, "permutation"),
+    "xlnet-masked": ({"architecture": "xlnet", **SHAPE}, "masked"),
+    "transformer-xl": ({"architecture": "transformer-xl", **SHAPE, **SEGMENTS, "head_width": 8}, "autoregressive"),
+    "unirep": ({"architecture": "unirep", "num_layers": 2, "width": 8, "embedding_width": 4}, "autoregressive"),
+}
+"""Every architecture at a size that takes no time, with each objective that trains it."""
+
 CPU = torch.device("cpu")
 
 

@@ -21,6 +21,8 @@ from proteinlm.errors import InputError
 from proteinlm.inference import Long, Precision, Runner, RunOptions
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.fasta import Record, Refused, clean, read_fasta
+from proteinlm.variants.changes import Variants, all_substitutions
+from proteinlm.variants.run import VariantScores, score_variants
 
 Sequences = str | Path | Iterable[str] | Iterable[tuple[str, str]]
 """What `embed` takes: the path of a FASTA file, or residue strings, or (id, residues) pairs."""
@@ -119,6 +121,31 @@ class LanguageModel:
         (protein,) = self.embed([residues], include=("contacts",))
         assert protein.contacts is not None, "contacts were asked for"
         return protein.contacts
+
+    def variants(self, residues: str, mutants: Iterable[str] | None = None, method: str = "auto") -> VariantScores:
+        """How much more probable than a protein the model finds its variants, in nats.
+
+        Args:
+            residues: the wild type. mutants: like `A24G` or `A24G:K30R`; None for the 19 x L single substitutions.
+            method: a key of `variants.scoring.METHODS`, which says what each is; "auto" is masked-marginals, or
+                likelihood for models without a mask.
+
+        Returns:
+            `mutants`, `scores` (N,), and `matrix()` (L, 20) of the single substitutions.
+
+        Raises:
+            InputError: a variant does not fit, a letter is no residue, or the method is not for this model.
+
+        >>> from proteinlm.models.esm import Esm2, Esm2Config
+        >>> tiny = Esm2(Esm2Config(num_layers=1, width=8, num_heads=2, inner=16))
+        >>> model = LanguageModel(Checkpoint(tiny, "tiny", "", "", ""), device="cpu")
+        >>> found = model.variants("MKTV", ["K2R", "K2R:V4A"])
+        >>> found.mutants, found.scores.shape, model.variants("MKTV").matrix().shape
+        (('K2R', 'K2R:V4A'), (2,), (4, 20))
+        """
+        residues, _ = clean(residues, self.alphabet)
+        wanted = all_substitutions(residues) if mutants is None else mutants
+        return score_variants(self._runner, Variants.of(residues, wanted), method)
 
 
 def load(

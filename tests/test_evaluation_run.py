@@ -310,3 +310,10 @@ def test_the_table_of_tasks_is_whole() -> None:
         task = kind(TaskOptions(Path("nowhere")), facts())
         with pytest.raises(InputError, match="each once"):
             task.result("twice", GroupScores(["a", "a"], np.ones(2), np.ones(2)))
+
+
+def test_the_tasks_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert plm(monkeypatch, "evaluate", "--list-tasks") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(TASKS)
+    assert all(entry.task.title in line for entry, line in zip(TASKS.values(), lines, strict=True))

@@ -21,6 +21,7 @@ def _names(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.argument("model", metavar="MODEL", required=False)
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), help="Folder for results and report.")
 @click.option("--tasks", multiple=True, callback=_names, metavar="A,B", help="Only these; else all that apply.")
+@click.option("--list-tasks", is_flag=True, help="Print the tasks and what they measure, and do nothing else.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the data sets; else $PROTEINLM_DATA.")
 @click.option("--quick", is_flag=True, help="A fixed small part of the data: minutes instead of an hour.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random choice.")
@@ -38,13 +39,15 @@ def _names(context: click.Context, parameter: click.Parameter, values: tuple[str
 )
 @click.option("--clear-cache", is_flag=True, help="Remove the vectors in --cache, and do nothing else.")
 @click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine.")
-def evaluate(model: str | None, out: Path | None, clear_cache: bool, **options: Any) -> int:
+def evaluate(model: str | None, out: Path | None, clear_cache: bool, list_tasks: bool, **options: Any) -> int:
     """Score MODEL on the tasks of the papers.
 
     MODEL is a name (see `plm models`), a path, or one of the encodings one-hot, blosum62 and composition. Writes
     results.json, report.md and report.html into the folder OUT. A task that does not apply, or whose data are not here,
     is listed with the reason.
     """
+    if list_tasks:
+        return _list()
     if clear_cache:
         return _clear(options["cache"])
     if model is None or out is None:
@@ -73,6 +76,15 @@ def evaluate(model: str | None, out: Path | None, clear_cache: bool, **options: 
     page = write_report([out], out)
     click.echo(page.read_text("utf-8"), nl=False)
     return 1 if any(task.status == "not run" for task in found.tasks) else 0
+
+
+def _list() -> int:
+    from proteinlm.tasks import TASKS
+
+    width = max(map(len, TASKS))
+    for name, entry in TASKS.items():
+        click.echo(f"{name.ljust(width)}  {entry.task.title} [{entry.task.source}]")
+    return 0
 
 
 def _clear(cache: Path | None) -> int:

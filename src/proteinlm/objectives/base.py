@@ -120,9 +120,7 @@ def residue_keys(
     >>> residue_keys(batch, np.array([9], np.uint64))[0].tolist()
     [False, True, True, False]
     """
-    is_residue_T = np.zeros(len(batch.tokens_T), bool)
-    for b in range(len(batch)):
-        is_residue_T[batch.residues(b)] = True
     lengths = np.diff(batch.starts)
-    within = np.arange(len(is_residue_T)) - np.repeat(batch.starts[:-1], lengths)
-    return is_residue_T, follow(np.repeat(keys_B, lengths), within.astype(np.uint64))
+    within_T = np.arange(len(batch.tokens_T)) - np.repeat(batch.starts[:-1], lengths)
+    is_residue_T = (within_T >= batch.prefix) & (within_T < np.repeat(lengths, lengths) - batch.suffix)
+    return is_residue_T, follow(np.repeat(keys_B, lengths), within_T.astype(np.uint64))

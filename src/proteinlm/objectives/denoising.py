@@ -19,7 +19,7 @@ from proteinlm.corpora.sampling import below, follow, uniform
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.t5 import T5
-from proteinlm.objectives.base import Loss, Objective, Prepared, TargetLosses
+from proteinlm.objectives.base import Loss, Objective, Prepared, TargetLosses, residue_keys
 from proteinlm.sequences.alphabet import STANDARD, Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
@@ -119,10 +119,7 @@ class DenoisingModel(Objective[Denoised]):
             batch: as drawn.
             keys_B: uint64, shape (B,); the same key corrupts a sequence the same way in any batch.
         """
-        lengths = np.diff(batch.starts)
-        within = np.arange(len(batch.tokens_T)) - np.repeat(batch.starts[:-1], lengths)
-        keys_T = follow(np.repeat(keys_B, lengths), within.astype(np.uint64))
-        is_residue_T = (within >= batch.prefix) & (within < np.repeat(lengths, lengths) - batch.suffix)
+        is_residue_T, keys_T = residue_keys(batch, keys_B)
         chosen_T = is_residue_T & (uniform(keys_T) < self.denoising.chosen)
         if self.denoising.target == "spans":
             return self._spans(batch, chosen_T)
@@ -131,8 +128,8 @@ class DenoisingModel(Objective[Denoised]):
         hidden_T = chosen_T & (fate_T < self.denoising.masked)
         swapped_T = chosen_T & ~hidden_T & (fate_T < self.denoising.masked + self.denoising.random)
         tokens_T[swapped_T] = self._others(tokens_T[swapped_T], keys_T[swapped_T])
-        before_T = np.cumsum(hidden_T) - hidden_T
-        number_T = before_T - np.repeat(before_T[list(batch.starts[:-1])], lengths)
+        before_T: np.ndarray = np.cumsum(hidden_T) - hidden_T
+        number_T: np.ndarray = before_T - np.repeat(before_T[list(batch.starts[:-1])], np.diff(batch.starts))
         if not self.denoising.fresh:
             number_T = np.zeros_like(number_T)
         tokens_T[hidden_T] = self._sentinels[number_T[hidden_T] % len(self._sentinels)]

@@ -21,7 +21,7 @@ from proteinlm.corpora.sampling import follow, uniform
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.xlnet import Xlnet
-from proteinlm.objectives.base import Loss, Objective, Prepared, TargetLosses
+from proteinlm.objectives.base import Loss, Objective, Prepared, TargetLosses, residue_keys
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.batch import PackedBatch
 
@@ -93,12 +93,7 @@ class PermutationModel(Objective[Permuted]):
             batch: as drawn.
             keys_B: uint64, shape (B,); the same key gives the same residues in the same order in any batch.
         """
-        is_residue_T = np.zeros(len(batch.tokens_T), bool)
-        for b in range(len(batch)):
-            is_residue_T[batch.residues(b)] = True
-        lengths = np.diff(batch.starts)
-        within = np.arange(len(is_residue_T)) - np.repeat(batch.starts[:-1], lengths)
-        keys_T = follow(np.repeat(keys_B, lengths), within.astype(np.uint64))
+        is_residue_T, keys_T = residue_keys(batch, keys_B)
         places = np.flatnonzero(is_residue_T & (uniform(keys_T) < self.config.predicted))
         rank_T = torch.full((len(is_residue_T),), -1)
         # Ranks are those among all residues of the batch; within a protein, only their order counts.

@@ -1,6 +1,9 @@
 """The linear probe against scikit-learn's optimum, and as it meets masks, groups, rare classes and bad blocks."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,10 +134,10 @@ def test_no_convergence_is_told() -> None:
     assert not probe.record["converged"]
 
 
-def test_blocks_that_are_read_from_disk(tmp_path: object) -> None:
+def test_blocks_that_are_read_from_disk(tmp_path: Path) -> None:
     """A read-only memory map works, and is not copied as a whole."""
     features, labels = planted(700, 6, 2, 3.0, seed=12)
-    path = f"{tmp_path}/features.npy"
+    path = tmp_path / "features.npy"
     np.save(path, features)
     mapped = np.load(path, mmap_mode="r")
     options = ProbeOptions(2, (1.0,))
@@ -205,3 +208,23 @@ def test_folds_and_samples_keep_groups_whole() -> None:
 def test_no_rows_in_no_rows_out() -> None:
     probe = LinearProbe(np.zeros((3, 2), np.float32), np.zeros(2, np.float32), np.zeros(3, np.float32), np.ones(3, "f"))
     assert probe.predict_proba(np.zeros((0, 3), np.float32)).shape == (0, 2)
+
+
+def test_the_benchmark_measures_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both contestants see the rows that are on disk and end at the same probabilities. No timing is asserted."""
+    pytest.importorskip("sklearn")
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    spec = importlib.util.spec_from_file_location("benchmark_probe", folder / "probe.py")
+    assert spec is not None and spec.loader is not None
+    probe = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "benchmark_probe", probe)
+    spec.loader.exec_module(probe)
+    monkeypatch.setattr(probe, "PER_BLOCK", 700)
+    probe.write(tmp_path, 2000, 9)
+    assert sum(len(block.targets_N) for block in probe.OnDisk(tmp_path, 2000, 9)) == 2000
+    found, judge = probe.ours(tmp_path, 2000, 9, fixed=True), probe.theirs(tmp_path, 2000, 9)
+    assert found["rows"] == 2000 and found["converged"] and judge["passes"] > 3
+    mine, yours = np.load(tmp_path / "ours.npy"), np.load(tmp_path / "theirs.npy")
+    assert mine.shape == yours.shape == (700, 8)
+    np.testing.assert_allclose(mine, yours, atol=1e-4)

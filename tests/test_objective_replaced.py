@@ -142,6 +142,18 @@ def test_halves_learn_from_their_own_loss_and_share_the_embedding() -> None:
     assert not any(name.startswith("embedding") for name, _ in model.generator.named_parameters())
 
 
+def test_layers_computed_again_give_the_same_gradients() -> None:
+    objective = ReplacedTokens(PROTBERT, Replacing())
+    example = prepared(objective, proteins(4))
+    found = []
+    for recompute in (False, True):
+        model = pair()
+        model.recompute_layers = recompute
+        objective.loss(model, example).sum.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(*gradients) for gradients in zip(*found, strict=True)) and len(found[0]) > 40
+
+
 def test_scores_of_held_out_proteins() -> None:
     objective, model = ReplacedTokens(PROTBERT, Replacing()), pair()
     example = prepared(objective, proteins(5))

@@ -16,6 +16,7 @@ from proteinlm.datasets.alignments import Alignment, read_balifam, read_pfam
 from proteinlm.errors import InputError
 from proteinlm.metrics import area_under_roc
 from proteinlm.tasks.base import GroupScores, Question, Reply, Result, Task, Wanted
+from proteinlm.tasks.homology import unit
 
 SEQUENCES, QUICK_SEQUENCES = 40, 12
 """Of a family, drawn at random; vectors of these are kept."""
@@ -91,6 +92,20 @@ def draw_pairs(places_SC: np.ndarray, residues: tuple[str, ...], count: int, ran
     return Family("", residues, pairs)
 
 
+def cosines(vectors_RD: Float[np.ndarray, "R D"], starts: np.ndarray, pairs: Pairs) -> Float[np.ndarray, "P"]:
+    """Cosine of the two vectors of each pair, 0 where one of them is zero.
+
+    To six decimals, so that equal vectors are equal whatever the rounding of sums.
+
+    Args:
+        vectors_RD: of length 1, of the residues of all sequences end to end. starts: of each sequence.
+        pairs: see `Pairs`.
+    """
+    one_P, other_P = (starts[pairs[:, side]] + pairs[:, side + 1] for side in (0, 2))
+    found: np.ndarray = np.einsum("pd,pd->p", vectors_RD[one_P], vectors_RD[other_P]).round(6)
+    return found
+
+
 class FamilyAlignment(Task):
     """AUC of cosines in alignments of balifam's and Pfam's families."""
 
@@ -139,8 +154,9 @@ class FamilyAlignment(Task):
         areas: dict[str, dict[str, float]] = {name: {} for name in CONDITIONS}
         histograms: dict[str, list[int]] = {}
         for family, content in enumerate(self.families):
+            vectors_RD, starts = self._unit_vectors(family)
             for name, pairs in content.pairs.items():
-                same, other = (self._cosines(family, one) for one in pairs)
+                same, other = (cosines(vectors_RD, starts, one) for one in pairs)
                 if len(same) and len(other):
                     areas[name][content.id] = area_under_roc(same, other)
                 if content.id == EXAMPLE:
@@ -148,18 +164,13 @@ class FamilyAlignment(Task):
                     histograms[f"{name}, different columns"] = _histogram(other)
         return [self._result(name, areas[name], histograms) for name in CONDITIONS]
 
-    def _cosines(self, family: int, pairs: Pairs) -> Float[np.ndarray, "P"]:
-        """Cosine of the two vectors of each pair; 0 where one of them is zero."""
-        if not len(pairs):
-            return np.zeros(0)
-        sides = []
-        for sequence, place in ((0, 1), (2, 3)):
-            vectors = [self.vectors[self.numbers[family, int(row[sequence])]][row[place]] for row in pairs]
-            sides.append(np.stack(vectors).astype(np.float32))
-        one_PD, other_PD = sides
-        lengths_P = np.linalg.norm(one_PD, axis=1) * np.linalg.norm(other_PD, axis=1)
-        cosines: np.ndarray = (one_PD * other_PD).sum(axis=1) / np.where(lengths_P == 0, 1, lengths_P)
-        return cosines
+    def _unit_vectors(self, family: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of length 1 of all residues of a family's sequences, end to end, and where each sequence starts."""
+        parts = [
+            self.vectors[self.numbers[family, sequence]] for sequence in range(len(self.families[family].residues))
+        ]
+        starts = np.cumsum([0, *map(len, parts)])
+        return unit(np.concatenate(parts).astype(np.float32)), starts
 
     def _result(self, name: str, areas: dict[str, float], histograms: dict[str, list[int]]) -> Result:
         if not areas:

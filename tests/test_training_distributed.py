@@ -225,7 +225,9 @@ def test_muon_has_whole_matrices_under_ddp(folder: Path) -> None:
     assert largest_difference(weights(folder / "muon1"), weights(folder / "muon2")) < 5e-6
 
 
-@pytest.mark.parametrize(("name", "engine"), [("lamb", "ddp"), ("lamb", "fsdp"), ("adafactor", "ddp")])
+@pytest.mark.parametrize(
+    ("name", "engine"), [("lamb", "ddp"), ("lamb", "fsdp"), ("adafactor", "ddp"), ("adafactor", "fsdp")]
+)
 def test_norms_of_weights_are_those_of_whole_ones(folder: Path, engine: str, name: str) -> None:
     """LAMB and AdaFactor scale by norms of weights and updates, of which sharded processes have a part each."""
     settings = (*CALM, ("optimiser.name", name), ("optimiser.learning_rate", 1e-2), ("run.steps", 4))

@@ -26,8 +26,8 @@ STATE = "state.pt"
 SHARDS = "shards-"
 """One file of a whole checkpoint; folders of checkpoints in shards."""
 
-NEED_WHOLE_MATRICES = ("muon", "adafactor")
-"""Optimisers of PyTorch that do not take a matrix of which each process has some rows."""
+NEED_WHOLE_MATRICES = ("muon",)
+"""Optimisers that do not take a matrix of which each process has some rows."""
 
 Rest = dict[str, Any]
 Accept = Callable[[Rest], None]
@@ -197,7 +197,7 @@ def engine_of(recipe: Recipe, device: torch.device) -> Engine:
     if recipe.run.engine == "fsdp" and recipe.optimiser.name in NEED_WHOLE_MATRICES:
         raise InputError(
             f"optimiser.name = {recipe.optimiser.name} works on whole matrices, and run.engine = fsdp cuts them up; "
-            "set run.engine = ddp, or optimiser.name = adamw or lamb"
+            "set run.engine = ddp, or another optimiser"
         )
     from proteinlm.training.distributed import DistributedEngine, ShardedEngine
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from proteinlm.training.phases import Stage
 from proteinlm.training.recipe import Optimiser, Schedule
-
-ADAFACTOR_FLOORS = (1e-15, 1e-3)
-"""Of the root of a squared gradient, and of a weight's root mean square (Shazeer and Stern 2018, section 9: 1e-30 is
-added to the squares there)."""
 
 
 class Lamb(torch.optim.Optimizer):
@@ -61,16 +58,77 @@ class Lamb(torch.optim.Optimizer):
         weight.sub_(group["lr"] * update)
 
 
+class Adafactor(torch.optim.Optimizer):
+    """Adam without momentum, and with the rows' and the columns' means of squared gradients in place of all of them.
+
+    Algorithms 4 and 5 of Shazeer and Stern (2018) with beta2 = 1 - t^-0.8, as T5's code has them. The step is relative:
+    the smaller of the rate and 1 / sqrt(t), times the weight's root mean square, or 1e-3 where that is larger; an
+    update's own root mean square is cut to 1. PyTorch's does the same, but takes no matrix of which each process has
+    some rows. T5's code keeps all squares where a side is shorter than 128.
+
+    Args:
+        groups: with `weight_decay`. lr: the largest rate.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the weights from their gradients."""
+        assert closure is None, "the loss is not computed again"
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+        state["step"] += 1
+        done = state["step"].item()
+        square = weight.grad.square() + 1e-30
+        if weight.ndim < 2:
+            mean = _moved(state, "squares", square, done)
+        else:
+            row = _moved(state, "rows", _mean(square, -1), done)
+            mean = row * _moved(state, "columns", _mean(square, -2), done) / _mean(row, -2)
+        update = weight.grad / mean.sqrt()
+        update = update / _root_mean_square(update).clamp(min=1.0)
+        rate = min(group["lr"], done**-0.5) * _root_mean_square(weight).clamp(min=1e-3)
+        weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(rate * update)
+
+
+def _moved(state: dict[str, Tensor], name: str, now: Tensor, done: float) -> Tensor:
+    """The running mean of that name after one more value, with beta2 = 1 - done^-0.8; the first value sets it."""
+    state[name] = now.clone() if name not in state else state[name].lerp_(now, done**-0.8)
+    return state[name]
+
+
+def _mean(tensor: Tensor, dim: int) -> Tensor:
+    """Mean over a dimension, which is kept; the same on all processes where they share that dimension out."""
+    return _whole(tensor.sum(dim, keepdim=True)) / tensor.shape[dim]
+
+
+def _root_mean_square(tensor: Tensor) -> Tensor:
+    return (_whole(tensor.square().sum()) / tensor.numel()).sqrt()
+
+
+def _whole(sums: Tensor) -> Tensor:
+    """Sums of which every process has its part, brought together; any other tensor as it is."""
+    if isinstance(sums, DTensor):
+        placements = [Replicate() if one.is_partial() else one for one in sums.placements]
+        return sums.redistribute(placements=placements)
+    return sums
+
+
 def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
     """The optimisers of a model: one alone, or Muon for the matrices inside the layers and AdamW for the rest.
 
     Muon's updates are scaled to the size of AdamW's (Moonshot 2025), so that one learning rate serves both. Vectors
     (norms, biases) and embeddings are not decayed.
-
-    AdaFactor is PyTorch's: no momentum, factored second moments with beta2 = 1 - t^-0.8, updates clipped to a root
-    mean square of 1 and multiplied by that of the weight. Its step is min(learning rate, 1 / sqrt(t)), so that a
-    constant 0.01 without warm-up is T5's schedule, 1 / sqrt(max(t, 10^4)). T5's own code differs in that it keeps whole
-    second moments where a side is shorter than 128, and adds 1e-30 to the squares, where here they are at least that.
 
     Args:
         model: parameters that require a gradient are taken.
@@ -95,7 +153,7 @@ def build_optimisers(model: nn.Module, settings: Optimiser) -> list[torch.optim.
         return [Lamb([group for group in groups if group["params"]], rate, betas, settings.epsilon)]
     groups = [group for group in groups if group["params"]]
     if settings.name == "adafactor":
-        return [torch.optim.Adafactor(groups, lr=rate, eps=ADAFACTOR_FLOORS)]
+        return [Adafactor(groups, rate)]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.epsilon, fused=True)
     ]

@@ -17,6 +17,7 @@ from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
 from proteinlm.evaluation.compare import compare
+from proteinlm.evaluation.report import DIFFERENT, gather
 from proteinlm.evaluation.run import EvaluateJob, evaluate
 from proteinlm.metrics import Bootstrap, bootstrap_difference, bootstrap_interval
 from proteinlm.tasks import TASKS
@@ -158,6 +159,9 @@ def test_what_cannot_be_paired_is_told(evaluated: tuple[Path, Path], data: Path,
     assert all(one.gap is None for one in found.values()) and len(found) == 10
     assert "different proteins" in found["fold, AUC, cosine"].reason
     assert "no such figure" in found["ECE, hidden residues"].reason
+    runs = [results.read(evaluated[0]), results.read(tmp_path / "out")]
+    language, homology = gather(runs)
+    assert DIFFERENT in homology.notes() and DIFFERENT not in language.notes()
 
 
 def test_better_is_told_the_right_way_round(evaluated: tuple[Path, Path]) -> None:

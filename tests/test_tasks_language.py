@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets_tools import write_text
 from embedding_tools import tiny_model, tiny_unirep
 from evaluation_tools import answer, facts, options, write_held_out
 
 from proteinlm.checkpoints.loading import Checkpoint
+from proteinlm.datasets.sources import SOURCES
 from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
 from proteinlm.evaluation.machine import Machine, facts_of
@@ -121,6 +123,12 @@ def test_shuffled_answers_are_worse_than_a_guess(tmp_path: Path) -> None:
     found = answer(Language(options(tmp_path), facts()), reply)
     # A twentieth is right by chance: exp(-(0.05 ln 0.5 + 0.95 ln 0.02)) = 42.
     assert all(result.low > 20 and result.value == pytest.approx(42, rel=0.15) for result in found.values())
+
+
+def test_a_protein_that_stands_there_twice_is_told(tmp_path: Path) -> None:
+    write_text(tmp_path / SOURCES["held_out"].path, [">a", "MKT", ">b", "MKV", ">a", "MRT"])
+    with pytest.raises(InputError, match="a stands there twice"):
+        list(Language(options(tmp_path), facts()).questions())
 
 
 def test_impossible_residues_are_told(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ th { text-align: left; vertical-align: bottom } td.figure { white-space: nowrap;
 td small { color: #777 } ul.notes { color: #555; font-size: 13px } svg { max-width: 100%; height: auto }
 code { background: #f4f4f4; padding: 0 .2rem }"""
 
+DIFFERENT = "columns are over different proteins (other data, another seed, or --quick): they do not compare"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -49,7 +51,9 @@ class Section:
     def notes(self) -> list[str]:
         """What is to be known of the figures, each said once."""
         results = [result for task in self.columns if task is not None for result in task.results]
-        return list(dict.fromkeys(note for result in results for note in result.notes))
+        notes = list(dict.fromkeys(note for result in results for note in result.notes))
+        over = [{result.pairing for result in results if result.measure == measure} for measure in self.measures]
+        return [DIFFERENT, *notes] if any(len(pairings) > 1 for pairings in over) else notes
 
 
 def report(sources: Sequence[Path], out: Path) -> Path:

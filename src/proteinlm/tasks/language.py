@@ -61,6 +61,8 @@ class Language(Task):
         for record in read_fasta(str(path), ESM1B):
             if isinstance(record, Refused):
                 raise InputError(f"{path.name}: {record.id} cannot be used: {record.reason}")
+            if record.id in proteins:
+                raise InputError(f"{path.name}: {record.id} stands there twice; ids must be unique")
             proteins[record.id] = record.residues
         self.available = len(proteins)
         if self.options.quick:

@@ -34,7 +34,9 @@ class Subject:
     compiled: bool = False
 
 
-def _ours(precision: str, attention: str | None = None, compiled: bool = False) -> Callable[[Path, int], Embed]:
+def ours(precision: str, attention: str | None = None, compiled: bool = False) -> Callable[[Path, int], Embed]:
+    """Loads our own program: precision, attention kernel by name, and whether the compiled one must be there."""
+
     def load(folder: Path, num_layers: int) -> Embed:
         from proteinlm import checkpoints
         from proteinlm.inference import Answer, Query, Runner, RunOptions, forward_all
@@ -63,20 +65,20 @@ BEST_TRANSFORMERS = ("hf-sdpa", "hf-eager")
 
 SUBJECTS: dict[str, Subject] = {
     REFERENCE: Subject("fair-esm 2.0.0, fp32", peers.fair_esm, FP32_COSINE, FP32_COSINE),
-    OURS: Subject("proteinlm, bf16", _ours("bf16"), BF16_COSINE, BF16_COSINE, ours=True),
+    OURS: Subject("proteinlm, bf16", ours("bf16"), BF16_COSINE, BF16_COSINE, ours=True),
     "hf-naive": Subject("transformers, naive, fp32", peers.transformers_naive, FP32_COSINE, FP32_COSINE),
     COMPILED: Subject(
         "proteinlm, bf16, compiled attention",
-        _ours("bf16", compiled=True),
+        ours("bf16", compiled=True),
         BF16_COSINE,
         BF16_COSINE,
         ours=True,
         compiled=True,
     ),
     "hf-sdpa": Subject("transformers, sorted, bf16, sdpa", peers.transformers_sdpa, SAME_MODEL, BF16_COSINE),
-    OURS_FP32: Subject("proteinlm, fp32", _ours("fp32"), FP32_COSINE, FP32_COSINE, ours=True),
+    OURS_FP32: Subject("proteinlm, fp32", ours("fp32"), FP32_COSINE, FP32_COSINE, ours=True),
     "hf-eager": Subject("transformers, sorted, bf16, eager", peers.transformers_eager, SAME_MODEL, BF16_COSINE),
-    "ours-sdpa": Subject("proteinlm, bf16, sdpa attention", _ours("bf16", "sdpa"), BF16_COSINE, BF16_COSINE, ours=True),
+    "ours-sdpa": Subject("proteinlm, bf16, sdpa attention", ours("bf16", "sdpa"), BF16_COSINE, BF16_COSINE, ours=True),
     "openvino": Subject("OpenVINO, sorted, bf16", peers.openvino, SAME_MODEL, BF16_COSINE),
     "esm-cpp": Subject("esm.cpp, int8", peers.esm_cpp, SAME_MODEL, BF16_COSINE),
 }

@@ -140,3 +140,27 @@ def test_a_training_step_is_timed_at_equal_losses(
     monkeypatch.setitem(module.TOLERANCE, "bf16", 1e-9)
     with pytest.raises(SystemExit, match=r"the first loss of hf-bf16 is .*, not"):
         module.main(["--shapes", "tiny", "--steps", "1", "--threads", "1", "--output", str(output)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["t5-tiny", "bert-tiny"])
+def test_encoders_of_prottrans_are_timed_at_equal_outputs(
+    shape: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed (extra `test`)")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("benchmark_prottrans", BENCHMARKS / "prottrans.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "benchmark_prottrans", module)
+    spec.loader.exec_module(module)
+    output = tmp_path / "result.json"
+    module.main(["--shapes", shape, "--quick", "--threads", "1", "--output", str(output)])
+    result = json.loads(output.read_text())["shapes"][shape]
+    assert set(result["subjects"]) == {"ours-bf16", "hf-sdpa", "hf-eager"} and result["proteins"] == 6
+    for name, entry in result["subjects"].items():
+        assert 0.999 < entry["agreement"]["least_cosine"] < 1 and entry["agreement"]["proteins"] == 6, "bf16 does round"
+        assert set(entry["columns"]) == ({"as run"} if name == "ours-bf16" else {"as run", "tuned"})
+        assert all(column["peak_mib"] > 50 and len(column["pass_seconds"]) == 1 for column in entry["columns"].values())
+    table = capsys.readouterr().out
+    assert table.count("PASS") + table.count("MISS") == 1 and "core seconds of the best transformers / ours" in table

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from datasets_tools import write_coordinates, write_table, write_text
 
+from proteinlm.cli.data import data
 from proteinlm.datasets.chains import contact_map, read_chains, read_coordinates
+from proteinlm.datasets.check import CHECKS
 from proteinlm.datasets.domains import EXCLUDED_FOLDS, read_cath, read_scop, without_excluded_folds
 from proteinlm.datasets.localisation import LOCATIONS, for_q2, for_q10, localisation_splits, read_deeploc
 from proteinlm.datasets.secondary_structure import (
@@ -60,6 +63,20 @@ def test_missing_file_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mon
         data_folder(tmp_path / "nowhere")
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert data_folder() == tmp_path and data_folder(tmp_path / "dms") == tmp_path / "dms"
+
+
+def test_data_command(tmp_path: Path) -> None:
+    write_table(tmp_path, "scop", SCOP_COLUMNS, [["d1", "c.2.1.3", "x", "", "1.0", "MKT"]])
+    write_table(tmp_path, "cath", CATH_COLUMNS, [["1abcA00", "3.40.50", "1ABC_A", "1.0", "MK"]])
+    plain = CliRunner().invoke(data, ["--data", str(tmp_path)], catch_exceptions=False)
+    lines = dict(line.split(None, 1) for line in plain.output.splitlines())
+    assert list(lines) == list(SOURCES) and set(SOURCES) == set(CHECKS) and plain.exit_code == 0
+    assert lines["scop"].startswith("2,225 domains") and lines["dms"].startswith("missing file: dms in")
+    checked = CliRunner().invoke(data, ["--data", str(tmp_path), "--check"], catch_exceptions=False)
+    lines = dict(line.split(None, 1) for line in checked.output.splitlines())
+    assert lines["scop"] == "1 domains, 3 residues; 0 without the excluded folds"
+    assert lines["cath"].startswith("cannot be used: cath_chains.tsv.gz, line 2: cath is '3.40.50'")
+    assert checked.exit_code == 1
 
 
 def test_digest_depends_on_every_byte(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from collections import Counter
 
 import numpy as np
+import pytest
+from click.testing import CliRunner
 from conftest import shared_data
 
+from proteinlm.cli.data import data
 from proteinlm.datasets.alignments import read_balifam, read_chain_alignments, read_example_alignments, read_pfam
 from proteinlm.datasets.annotations import read_enzymes, read_kingdoms, read_orthologs
 from proteinlm.datasets.chains import read_chains, read_coordinates
@@ -121,3 +124,17 @@ def test_other_labels() -> None:
     kingdoms = read_kingdoms(folder)
     assert len(kingdoms) == 11_372 and sum(protein.enzyme_class is not None for protein in kingdoms) == 2_258
     assert len(read_enzymes(folder)) == 113_146
+
+
+@pytest.mark.slow
+def test_data_command_counts_every_set() -> None:
+    result = CliRunner().invoke(data, ["--data", str(shared_data()), "--check"], catch_exceptions=False)
+    assert result.exit_code == 0 and len(result.output.splitlines()) == 17
+    for figure in (
+        "2,760,553 residues",
+        "144,011 residues, 83,427 of them count; 432 sequences",
+        "372,371 variants",
+        "2,103 without the excluded folds",
+        "2,020,010 residues",
+    ):
+        assert figure in result.output, figure

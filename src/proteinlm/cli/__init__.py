@@ -24,6 +24,7 @@ COMMANDS: tuple[click.Command, ...] = (
     models.convert,
     models.accelerate,
     corpus.corpus,
+    data.data,
     data.split,
     data.leakage,
     pretrain.pretrain,

@@ -1,6 +1,7 @@
-"""`plm split` and `plm leakage`: folds without relatives on both sides, and how near a test set is to a training set.
+"""`plm data`, `plm split` and `plm leakage`: what is in a data folder, folds without relatives on both sides, and how
+near a test set is to a training set.
 
-In: a table or FASTA files. Out: a table, and lines that say what is in it.
+In: a folder, a table or FASTA files. Out: a table, and lines that say what is in it.
 """
 
 from pathlib import Path
@@ -9,6 +10,33 @@ import click
 
 from proteinlm.cli.common import say
 from proteinlm.errors import InputError
+
+
+@click.command()
+@click.option("--data", "folder", metavar="FOLDER", help="The data folder; else PROTEINLM_DATA.")
+@click.option("--check", is_flag=True, help="Read every set from end to end and count.")
+def data(folder: str | None, check: bool) -> None:
+    """List the labelled sets: which are here, and how to get the others.
+
+    Exits with 1 if --check finds a file that cannot be used.
+    """
+    from proteinlm.datasets.check import CHECKS
+    from proteinlm.datasets.sources import SOURCES, data_folder, missing
+
+    absent = missing(data_folder(folder))
+    unusable = 0
+    for key, source in SOURCES.items():
+        line = f"{source.holds}; {source.licence}"
+        if key in absent:
+            line = absent[key]
+        elif check:
+            try:
+                line = CHECKS[key](folder)
+            except InputError as error:
+                line, unusable = f"cannot be used: {error}", unusable + 1
+        click.echo(f"{key:<18}  {line}")
+    if unusable:
+        raise click.exceptions.Exit(1)
 
 
 @click.command()

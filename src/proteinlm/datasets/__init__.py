@@ -49,6 +49,7 @@ line that says how to get it. Needs NumPy only. The modules, and what to call in
                              -> LeakageReport(rows, method), .above(identity, coverage)
                              rows: Nearest(id, nearest, identity, coverage, e_value, bits); nearest None: no relative
                          score_by_identity(rows, {id: score}, edges), read_proteins(fasta), write_report, read_report
+    check                CHECKS: {key: function of the folder that reads a set and says what it holds} (`plm data`)
     hierarchy            scop_level(sccs, level), cath_level(cath, level)
     tables               read_records(path, columns, make), read_rows(path, columns), text_lines(path)
                          remove_shared(train, test) -> (kept, removed): no sequence or id of the test set in training

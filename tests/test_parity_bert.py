@@ -269,6 +269,35 @@ def test_albert_follows_the_order_of_its_vocabulary(tmp_path: Path) -> None:
         checkpoints.load(folder)
 
 
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_what_their_tokeniser_saves_says_the_order(kind: str, tmp_path: Path) -> None:
+    """`transformers` 5 writes `tokenizer.json` and nothing else; its order is followed, whatever it is."""
+    original = judge(kind)
+    first = checkpoints.load(saved(original, kind, tmp_path / "one"))
+    alphabet = first.model.alphabet
+    order = [*range(5), *reversed(range(5, len(alphabet)))]
+    tokens = [alphabet.tokens[index] for index in order]
+    body = original.bert if kind == "bert" else original.albert
+    head = original.cls.predictions if kind == "bert" else original.predictions
+    with torch.no_grad():
+        for table in (body.embeddings.word_embeddings.weight, head.bias):
+            table.copy_(table[order].clone())
+    original.save_pretrained(tmp_path / "two")
+    if kind == "bert":
+        (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+        tokeniser = transformers.BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=False)
+    else:
+        pieces = [("▁" + token if token.isalpha() else token, -float(index)) for index, token in enumerate(tokens)]
+        tokeniser = transformers.AlbertTokenizer(vocab=pieces, do_lower_case=False)
+    tokeniser.save_pretrained(tmp_path / "two")
+    names = {file.name for file in (tmp_path / "two").iterdir()}
+    assert "tokenizer.json" in names or "vocab.txt" in names
+    again = checkpoints.load(tmp_path / "two")
+    assert again.digest == first.digest
+    ids = tokeniser(" ".join(SEQUENCES[1]))["input_ids"]
+    assert [tokens[index] for index in ids] == ["[CLS]", *SEQUENCES[1], "[SEP]"]
+
+
 def test_a_pair_becomes_its_two_models(tmp_path: Path) -> None:
     pair = tiny("electra")
     assert isinstance(pair, ElectraPair)
@@ -330,7 +359,7 @@ def test_a_configuration_that_cannot_be_followed_is_refused(name: str, tmp_path:
 def test_another_vocabulary_and_fine_tuned_heads_are_refused(tmp_path: Path) -> None:
     checkpoints.export(tiny("bert"), tmp_path / "out", "hf")
     (tmp_path / "out" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *STANDARD]))
-    with pytest.raises(InputError, match="not the alphabet of ProtBert"):
+    with pytest.raises(InputError, match="token 'X' of alphabet ProtBert is not there"):
         checkpoints.load(tmp_path / "out")
     original = judge("bert")
     transformers.BertForSequenceClassification(original.config).save_pretrained(tmp_path / "fine")

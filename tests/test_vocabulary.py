@@ -1,5 +1,6 @@
 """Vocabularies in files: read by their bytes, refused where damaged, and put into an alphabet's order."""
 
+import json
 import random
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from proteinlm.checkpoints.vocabulary import (
     read_sentencepiece,
     rows_of,
     sentencepiece_bytes,
+    vocabulary_of,
 )
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import PROTALBERT, PROTBERT, STANDARD
@@ -122,6 +124,25 @@ def test_a_list_of_tokens(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read as a list of tokens"):
         read_lines(tmp_path / "vocab.txt")
+
+
+def test_a_folder_says_what_vocabulary_it_has(tmp_path: Path) -> None:
+    assert vocabulary_of(tmp_path) is None
+    path = tmp_path / "tokenizer.json"
+    for vocabulary in (
+        {token: index for index, token in enumerate(PROTBERT.tokens)},
+        [[t, 0.0] for t in PROTBERT.tokens],
+    ):
+        path.write_text(json.dumps({"model": {"vocab": vocabulary}}))
+        assert vocabulary_of(tmp_path) == (PROTBERT.tokens, path)
+    for wrong in ({}, {"model": 1}, {"model": {"vocab": {"A": 1, "B": 1}}}, {"model": {"vocab": ["A"]}}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="holds no vocabulary that is understood"):
+            vocabulary_of(tmp_path)
+    (tmp_path / "vocab.txt").write_text("A\nB\n")
+    assert vocabulary_of(tmp_path) == (("A", "B"), tmp_path / "vocab.txt")
+    (tmp_path / "spiece.model").write_bytes(sentencepiece_bytes(PROTALBERT, unknown=1))
+    assert vocabulary_of(tmp_path)[1].name == "spiece.model"
 
 
 def test_letters_of_prottrans() -> None:

@@ -28,7 +28,7 @@ UNSUPPORTED: dict[str, str] = {
 """Models of Rostlab that users ask for by name, and their architecture, which this version does not have."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CONFIGURATION_FILES = ["config.json", "vocab.txt", "spiece.model"]
+CONFIGURATION_FILES = ["config.json", "vocab.txt", "spiece.model", "tokenizer.json"]
 SAFETENSORS_FILES = [*CONFIGURATION_FILES, "*.safetensors", "*.safetensors.index.json"]
 BIN_FILES = [*CONFIGURATION_FILES, "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 

@@ -3,7 +3,7 @@
 In: a folder. Out: `Contents`; and back, so that `BertForMaskedLM`, `AlbertForMaskedLM`, `ElectraForMaskedLM`,
 `ElectraForPreTraining` and their tokenisers load what we write. Every field of `config.json` that would change a number
 is read or checked. Poolers and sentence-order heads are left out knowingly (`IGNORED`): they were trained for pairs of
-sentences and have no part in what we compute. ALBERT's rows are put from the order of its `spiece.model` into ours.
+sentences and have no part in what we compute. The rows of tokens are put from the order of the vocabulary into ours.
 
 Source: papers.md 8.3.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from proteinlm.checkpoints.contents import (
     Contents,
@@ -35,7 +34,7 @@ from proteinlm.checkpoints.hf_family import (
     whole_numbers,
 )
 from proteinlm.checkpoints.names import Naming, has_part, require_tied, to_ours, to_theirs
-from proteinlm.checkpoints.vocabulary import read_lines, read_sentencepiece, rows_of, sentencepiece_bytes
+from proteinlm.checkpoints.vocabulary import rows_of, sentencepiece_bytes, vocabulary_of
 from proteinlm.config import from_dict, to_dict
 from proteinlm.errors import InputError
 from proteinlm.models.albert import Albert, AlbertConfig
@@ -169,11 +168,24 @@ def _whole(fields: Fields, folder: Path, names: Mapping[str, str]) -> dict[str, 
     return whole_numbers({TOKEN_TYPES: 2, **fields}, {**names, "token_types": TOKEN_TYPES}, str(folder))
 
 
-def _require_vocabulary(folder: Path) -> None:
-    """Refuse a `vocab.txt` that is not ProtBert's; a folder without one is taken to have it."""
-    path = folder / "vocab.txt"
-    if path.is_file() and read_lines(path) != PROTBERT.tokens:
-        raise InputError(f"{path} is not the alphabet of ProtBert ({len(PROTBERT)} tokens, '[PAD]' first)")
+def _in_our_order(tensors: Tensors, alphabet: Alphabet, folder: Path) -> Tensors:
+    """The tensors with the rows of embedding and output bias in the order of the alphabet.
+
+    A folder of ProtBert or ProtElectra without a vocabulary is taken to have the published one, which is the alphabet;
+    in what order ProtAlbert's tokens stand, nothing but its file says.
+    """
+    found = vocabulary_of(folder)
+    if found is None and alphabet is PROTBERT:
+        return tensors
+    if found is None:
+        raise InputError(
+            f"{folder} has no spiece.model, which says in what order its tokens stand; put the publisher's beside the "
+            "weights"
+        )
+    pieces, path = found
+    rows = rows_of(alphabet, pieces, str(path))
+    tables = {"embedding.tokens.weight", "masked_head.bias"} & tensors.keys()
+    return {**tensors, **{name: tensors[name][rows] for name in tables}}
 
 
 def read_bert(folder: Path, fields: Fields) -> Contents:
@@ -184,7 +196,6 @@ def read_bert(folder: Path, fields: Fields) -> Contents:
     """
     source = str(folder)
     require_fixed(fields, BERT_FIXED, folder)
-    _require_vocabulary(folder)
     copies = {
         "cls.predictions.decoder.weight": _EMBEDDED_TOKENS,
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -194,11 +205,12 @@ def read_bert(folder: Path, fields: Fields) -> Contents:
     config = from_dict(BertConfig, values, source)
     require_layers(config.num_layers, count_layers(state, "encoder.layer."), source)
     model = meta_model("bert", config, source)
-    return Contents("bert", config, to_ours(model, state, BERT_NAMES, source), source)
+    tensors = to_ours(model, state, BERT_NAMES, source)
+    return Contents("bert", config, _in_our_order(tensors, PROTBERT, folder), source)
 
 
 def read_albert(folder: Path, fields: Fields) -> Contents:
-    """Read a folder of `AlbertForMaskedLM`, `AlbertForPreTraining` or `AlbertModel`, with its `spiece.model`.
+    """Read a folder of `AlbertForMaskedLM`, `AlbertForPreTraining` or `AlbertModel`, with its vocabulary.
 
     Raises:
         InputError: the vocabulary is missing, fields that this version cannot follow, or tensors that do not fit.
@@ -210,21 +222,7 @@ def read_albert(folder: Path, fields: Fields) -> Contents:
     values = {**_whole(fields, folder, NARROW_SIZES), "language_head": has_part(state, "predictions")}
     config = from_dict(AlbertConfig, {**values, "exact_gelu": fields.get("hidden_act") == "gelu"}, source)
     tensors = to_ours(meta_model("albert", config, source), state, ALBERT_NAMES, source)
-    rows = _rows(folder)
-    for name in {"embedding.tokens.weight", "masked_head.bias"} & tensors.keys():
-        tensors[name] = tensors[name][rows]
-    return Contents("albert", config, tensors, source)
-
-
-def _rows(folder: Path) -> Tensor:
-    """Which row of ALBERT's tables stands for which token of ours."""
-    path = folder / "spiece.model"
-    if not path.is_file():
-        raise InputError(
-            f"{folder} has no spiece.model, which says in what order its tokens stand; put the publisher's beside the "
-            "weights"
-        )
-    return rows_of(PROTALBERT, [piece.text for piece in read_sentencepiece(path)], str(path))
+    return Contents("albert", config, _in_our_order(tensors, PROTALBERT, folder), source)
 
 
 def read_electra(folder: Path, fields: Fields) -> Contents:
@@ -237,7 +235,6 @@ def read_electra(folder: Path, fields: Fields) -> Contents:
     """
     source = str(folder)
     require_fixed(fields, BERT_FIXED, folder)
-    _require_vocabulary(folder)
     state = _state(folder, "electra.", {"generator_lm_head.weight": _EMBEDDED_TOKENS})
     generator, discriminator = (has_part(state, f"{part}_predictions") for part in ("generator", "discriminator"))
     config = from_dict(
@@ -246,7 +243,8 @@ def read_electra(folder: Path, fields: Fields) -> Contents:
     require_layers(config.num_layers, count_layers(state, "encoder.layer."), source)
     architecture = "electra-generator" if generator else "electra-discriminator"
     model = meta_model(architecture, config, source)
-    return Contents(architecture, config, to_ours(model, state, ELECTRA_NAMES, source), source)
+    tensors = to_ours(model, state, ELECTRA_NAMES, source)
+    return Contents(architecture, config, _in_our_order(tensors, PROTBERT, folder), source)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ Source: SentencePiece, `sentencepiece_model.proto`; protocol buffers, "Encoding"
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from proteinlm.checkpoints.files import read_json
 from proteinlm.errors import InputError
 from proteinlm.sequences.alphabet import STANDARD, Alphabet
 
@@ -168,6 +169,41 @@ def read_lines(path: Path) -> tuple[str, ...]:
         return tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of tokens ({type(error).__name__}); get it again") from error
+
+
+def vocabulary_of(folder: Path) -> tuple[tuple[str, ...], Path] | None:
+    """The pieces of a folder's vocabulary in the order of their ids, and the file they are from; None if it has none.
+
+    Looked for are `spiece.model`, `vocab.txt`, and `tokenizer.json`, which is all that `transformers` 5 writes.
+
+    Raises:
+        InputError: the file is damaged or holds no vocabulary.
+    """
+    for name, read in _READERS.items():
+        path = folder / name
+        if path.is_file():
+            return read(path), path
+    return None
+
+
+def _read_tokeniser(path: Path) -> tuple[str, ...]:
+    """The vocabulary in a `tokenizer.json`: pairs of piece and score in order, or piece -> id."""
+    model = read_json(path).get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(found, dict):
+        by_id = {index: piece for piece, index in found.items()}
+        if by_id.keys() == set(range(len(found))):
+            return tuple(by_id[index] for index in range(len(found)))
+    if isinstance(found, list) and all(isinstance(one, list) and one and isinstance(one[0], str) for one in found):
+        return tuple(one[0] for one in found)
+    raise InputError(f"{path} holds no vocabulary that is understood; put a vocab.txt or spiece.model beside it")
+
+
+_READERS: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "spiece.model": lambda path: tuple(piece.text for piece in read_sentencepiece(path)),
+    "vocab.txt": read_lines,
+    "tokenizer.json": _read_tokeniser,
+}
 
 
 def rows_of(alphabet: Alphabet, pieces: Sequence[str], source: str) -> Int[Tensor, "V"]:

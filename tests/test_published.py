@@ -206,6 +206,7 @@ def hidden_states(model: ProteinModel, sequence: str) -> Tensor:
         ("esm1v", "esm1v_t33_650M_UR90S_1"),
         ("prottrans_bert_bfd", "prot_bert_bfd"),
         ("prottrans_albert_bfd", "prot_albert"),
+        ("prottrans_xlnet_uniref100", "prot_xlnet"),
     ],
 )
 def test_published_weights_reproduce_stored_activations(golden: str, name: str) -> None:

@@ -3,6 +3,7 @@
 Bounds: fp32, a few dozen terms in another order; 1e-5 of the largest value is tens of roundings.
 """
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from proteinlm import checkpoints
 from proteinlm.errors import InputError
+from proteinlm.inference import Runner, RunOptions
 from proteinlm.models.base import Want
 from proteinlm.models.relative import RelativeLayer, relative_shift
 from proteinlm.models.transformer_xl import TransformerXl
@@ -166,6 +168,12 @@ def test_memory_reaches_back_beyond_the_segment(model: TransformerXl) -> None:
     assert reaches[6] > 1e-4 and reaches[0] == 0
 
 
+def test_a_kernel_asked_for_by_name_is_refused(model: TransformerXl) -> None:
+    """There is one way to compute relative attention; nothing is ignored in silence."""
+    with pytest.raises(InputError, match="'sdpa' was asked for, but relative attention"):
+        Runner(model, RunOptions(precision="fp32", device="cpu", attention="sdpa"))
+
+
 def test_relative_shift_against_an_index() -> None:
     generator = torch.Generator().manual_seed(1)
     compared = 0
@@ -222,8 +230,6 @@ def test_rows_follow_the_vocabulary_of_the_folder(model: TransformerXl, tmp_path
     ],
 )
 def test_what_cannot_be_followed_is_refused(model: TransformerXl, tmp_path: Path, field: str, value: object) -> None:
-    import json
-
     checkpoints.export(model, tmp_path / "hf", "hf")
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))

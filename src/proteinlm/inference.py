@@ -161,12 +161,18 @@ def choose_attention(options: RunOptions, device: torch.device, precision: str, 
     """
     name, where = options.attention, (device.type, precision)
     if name is None:
-        may_be_compiled = where == ("cpu", "bf16") and model.has_attentions and native.library() is not None
+        has_kernels = model.has_attentions and model.takes_kernels
+        may_be_compiled = where == ("cpu", "bf16") and has_kernels and native.library() is not None
         return "auto, compiled" if may_be_compiled else "auto"
     if name not in KERNELS:
         raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
     if not model.has_attentions:
         raise InputError(f"attention kernel {name!r} was asked for, but this model has no attention")
+    if not model.takes_kernels:
+        raise InputError(
+            f"attention kernel {name!r} was asked for, but relative attention (XLNet, Transformer-XL) is computed "
+            "in one way only; leave it out"
+        )
     needed = {"compiled": ("cpu", "bf16"), "varlen": ("cuda", "bf16")}.get(name, where)
     if where != needed:
         raise InputError(

@@ -68,6 +68,7 @@ class ProteinModel(nn.Module, abc.ABC):
         max_residues: longest sequence the model has positions for; None where there is no limit.
         has_contacts, has_attentions, has_logits, has_replaced: whether `Want` of that name can be answered.
         attention_kernel: a name in `attention.KERNELS` that every layer is to use; None chooses.
+        takes_kernels: whether attention is computed by `attention.KERNELS`; relative attention has a way of its own.
         logits_ahead: whether the logits at a token are about the next one instead of the token itself.
         precisions: those that `prepare` takes.
         recompute_layers: whether training keeps only what enters each layer, and computes what is inside again for the
@@ -81,6 +82,7 @@ class ProteinModel(nn.Module, abc.ABC):
     has_contacts: bool = False
     has_attentions: bool = False
     attention_kernel: str | None = None
+    takes_kernels: bool = True
     precisions: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     has_logits: bool = True
     has_replaced: bool = False

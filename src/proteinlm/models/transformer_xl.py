@@ -79,6 +79,7 @@ class TransformerXl(ProteinModel):
     """
 
     has_attentions = True
+    takes_kernels = False
     logits_ahead = True
     max_residues = None
 

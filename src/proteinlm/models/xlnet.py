@@ -91,6 +91,7 @@ class Xlnet(ProteinModel):
 
     alphabet = PROTXLNET
     has_attentions = True
+    takes_kernels = False
     max_residues = None
 
     def __init__(self, config: XlnetConfig) -> None:

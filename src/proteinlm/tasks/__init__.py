@@ -9,6 +9,11 @@ from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
+from proteinlm.tasks.secondary_structure import (
+    ConvolutionalSecondaryStructure,
+    LinearSecondaryStructure,
+    RecurrentSecondaryStructure,
+)
 from proteinlm.tasks.variants import VariantEffects
 
 __all__ = [
@@ -29,6 +34,9 @@ TASKS: dict[str, Entry] = {
     ScopHomology.name: Entry(ScopHomology, published.HOMOLOGY),
     CathHomology.name: Entry(CathHomology),
     FamilyAlignment.name: Entry(FamilyAlignment),
+    LinearSecondaryStructure.name: Entry(LinearSecondaryStructure, published.SECONDARY_STRUCTURE_LINEAR),
+    ConvolutionalSecondaryStructure.name: Entry(ConvolutionalSecondaryStructure, published.SECONDARY_STRUCTURE_CNN),
+    RecurrentSecondaryStructure.name: Entry(RecurrentSecondaryStructure, published.SECONDARY_STRUCTURE_LSTM),
     VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

@@ -73,3 +73,62 @@ VARIANTS = (
     ),
 )
 """No paper tells figures for the very assays that are here, so that these say what is usual, no more."""
+
+_TABLE_3 = {
+    "HMM profile": (0.479, 0.478, 0.480),
+    "T-6": (0.624, 0.618, 0.618),
+    "T-12": (0.655, 0.650, 0.652),
+    "T-34 untrained": (0.415, 0.413, 0.413),
+    "T-34 UR100": (0.654, 0.649, 0.649),
+    "T-34 UR50/S": (0.694, 0.688, 0.689),
+    "T-34 UR50/D": (0.695, 0.689, 0.690),
+    "ESM-1b": (0.711, 0.705, 0.706),
+}
+
+SECONDARY_STRUCTURE_LINEAR = tuple(
+    line
+    for place, level in enumerate(("family", "superfamily", "fold"))
+    for line in _rows(f"{_RIVES} 3", f"Q8, {level}", {model: values[place] for model, values in _TABLE_3.items()})
+)
+
+SECONDARY_STRUCTURE_LSTM = (
+    *_rows(
+        f"{_RIVES} 4",
+        "CB513, Q8",
+        {
+            "HMM profile": 0.712,
+            "LSTM S": 0.604,
+            "LSTM L": 0.624,
+            "T-6": 0.620,
+            "T-12": 0.654,
+            "T-34 untrained": 0.568,
+            "T-34 UR100": 0.643,
+            "T-34 UR50/S": 0.691,
+            "T-34 UR50/D": 0.692,
+            "ESM-1b": 0.716,
+        },
+    ),
+    *_rows(f"{_RIVES} 8", "CB513, Q8", {"UniRep": 0.584, "SeqVec": 0.621, "TAPE": 0.580}),
+)
+
+_PROTTRANS = {
+    "ProtT5-XL-U50": (0.86, 0.74),
+    "ProtT5-XL-BFD": (0.84, 0.71),
+    "ProtBert-BFD": (0.83, 0.70),
+    "ProtBert": (0.81, 0.66),
+    "ProtAlbert": (0.79, 0.65),
+    "ProtXLNet": (0.78, 0.63),
+    "ProtElectra-Gen": (0.76, 0.61),
+    "ProtElectra-Disc": (0.79, 0.65),
+    "ProtTXL": (0.74, 0.59),
+}
+
+SECONDARY_STRUCTURE_CNN = tuple(
+    line
+    for place, measure in enumerate(("CB513, Q3", "CB513, Q8"))
+    for line in _rows(
+        "Elnaggar et al. 2021, secondary structure",
+        measure,
+        {model: values[place] for model, values in _PROTTRANS.items()},
+    )
+)

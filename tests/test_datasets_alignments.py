@@ -186,8 +186,9 @@ def test_conservation(tmp_path: Path) -> None:
         (["a", "train", "MKT", "190"], "'0' at position 3"),
         (["a", "train", "MKT", "19"], "2 labels for 3"),
         (["a", "all", "MKT", "195"], "split is 'all'"),
+        (["a", "train", "M", "1"], "a is a training chain, and its sequence is held out too"),
     ):
-        write_table(tmp_path, "conservation", columns, [row])
+        write_table(tmp_path, "conservation", columns, [["b", "val", "M", "3"], row])
         with pytest.raises(InputError, match=why):
             read_conservation(tmp_path)
 

@@ -145,6 +145,10 @@ def test_proteingym(tmp_path: Path) -> None:
     }
     plain = write_text(tmp_path / "b.csv", ["mutant,mutated_sequence,DMS_score", "K2R,MRTA,1"])
     assert list(read_proteingym(plain, "MKTA").scores) == ["DMS_score"]
+    with pytest.raises(InputError, match="is no CSV file"):
+        read_proteingym(write_text(tmp_path / "c.csv", ["mutant,mutated_sequence,DMS_score", '"K2R,MRTA,1']))
+    with pytest.raises(InputError, match=r"cannot open .*give the path of a readable file"):
+        read_proteingym(tmp_path / "absent.csv")
     with pytest.raises(InputError, match=r"line 2: K2R does not fit the wild type, which has V"):
         read_proteingym(plain, "MVTA")
 

@@ -11,7 +11,8 @@ from jaxtyping import Int8
 
 from proteinlm.datasets.secondary_structure import class_numbers
 from proteinlm.datasets.sources import locate
-from proteinlm.datasets.tables import Row, read_records
+from proteinlm.datasets.tables import Row, read_records, remove_shared
+from proteinlm.errors import InputError
 
 CONSERVATION = "123456789"
 """ConSurf's grades in the order of their class numbers."""
@@ -48,10 +49,14 @@ def read_conservation(folder: str | Path | None) -> tuple[ConservationChain, ...
         folder: the data folder; None for what PROTEINLM_DATA names.
 
     Raises:
-        InputError: the file is missing or has a row that cannot be used.
+        InputError: the file is missing, has a row that cannot be used, or a sequence on both sides of the split.
     """
     path = locate(folder, "conservation")
-    return read_records(path, ("chain", "split", "sequence", "conservation_1_9"), _chain)
+    chains = read_records(path, ("chain", "split", "sequence", "conservation_1_9"), _chain)
+    train = (chain for chain in chains if chain.split == "train")
+    if shared := remove_shared(train, (chain for chain in chains if chain.split != "train"))[1]:
+        raise InputError(f"{path.name}: {shared[0].id} is a training chain, and its sequence is held out too")
+    return chains
 
 
 def _chain(row: Row) -> ConservationChain:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from proteinlm.errors import InputError
-from proteinlm.sequences.source import DAMAGE_ERRORS, Tap, decompressed, opened
+from proteinlm.sequences.source import DAMAGE_ERRORS, Tap, decompressed
 
 RESIDUES = frozenset("ACDEFGHIKLMNPQRSTVWYXBUZOJ")
 """Letters that a published sequence may hold: the twenty, and X B U Z O J."""
@@ -120,7 +120,14 @@ def text_lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: the file cannot be opened, is empty, damaged or no UTF-8 text.
     """
-    with opened(path) as (handle, title):
+    title = repr(str(path))
+    try:
+        handle = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot open {title}: {error.strerror}; give the path of a readable file") from error
+    with handle:
+        if not handle.peek(1):
+            raise InputError(f"{title} is empty; get the file again")
         held = b""
         try:
             for block in decompressed(Tap(handle, title)):
@@ -145,7 +152,7 @@ def read_rows(path: Path, columns: Sequence[str], separator: str = "\t") -> Iter
         InputError: a column is missing, stands twice, or a row has more or fewer values than the header.
     """
     lines = text_lines(path)
-    rows = csv.reader(lines, strict=True) if separator == "," else (line.split(separator) for line in lines)
+    rows = _parsed(path, lines, separator)
     header = [name.strip() for name in next(rows, [])]
     absent = [column for column in columns if column not in header]
     if absent:
@@ -156,6 +163,17 @@ def read_rows(path: Path, columns: Sequence[str], separator: str = "\t") -> Iter
         if len(values) != len(header):
             raise InputError(f"{path.name}, line {number}: {len(values)} values for {len(header)} columns")
         yield Row(path.name, number, dict(zip(header, values, strict=True)))
+
+
+def _parsed(path: Path, lines: Iterator[str], separator: str) -> Iterator[list[str]]:
+    """The values of each line; between commas they may be quoted."""
+    if separator != ",":
+        yield from (line.split(separator) for line in lines)
+        return
+    try:
+        yield from csv.reader(lines, strict=True)
+    except csv.Error as error:
+        raise InputError(f"{path.name} is no CSV file ({error}); get the file again") from error
 
 
 def read_records(path: Path, columns: Sequence[str], make: Callable[[Row], Made]) -> tuple[Made, ...]:

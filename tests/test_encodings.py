@@ -78,17 +78,24 @@ def test_digests_tell_encodings_apart() -> None:
 
 def test_what_has_no_weights_has_no_untrained_twin() -> None:
     with pytest.raises(InputError, match="without parameters"):
-        checkpoints.untrained(checkpoints.load("one-hot"))
+        checkpoints.untrained("one-hot")
 
 
 def test_untrained_has_the_shape_and_other_weights(tmp_path: Path) -> None:
     checkpoints.save(tiny_model(), tmp_path / "tiny.safetensors")
     trained = checkpoints.load(tmp_path / "tiny.safetensors")
-    one, again, other = (checkpoints.untrained(trained, seed) for seed in (1, 1, 2))
+    one, again, other = (checkpoints.untrained(tmp_path / "tiny.safetensors", seed) for seed in (1, 1, 2))
     assert one.digest == again.digest != other.digest != trained.digest
     assert one.name == "tiny untrained (seed 1)"
     shapes = {name: tensor.shape for name, tensor in trained.model.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in one.model.state_dict().items()}
+
+
+def test_a_published_shape_needs_no_weights_to_be_untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROTEINLM_WEIGHTS", str(tmp_path))
+    found = checkpoints.untrained("esm2-8m", seed=2)
+    assert found.name == "esm2_t6_8M_UR50D untrained (seed 2)" and found.model.num_layers == 6
+    assert found.digest == checkpoints.digest_of(checkpoints.build("esm2-8m", seed=2))
 
 
 def test_ngram_logits_are_its_probabilities() -> None:

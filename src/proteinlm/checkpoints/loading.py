@@ -202,15 +202,25 @@ def build(name: str, seed: int = 0) -> ProteinModel:
     return models.build(published, seed)
 
 
-def untrained(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
-    """The same architecture and shape with random weights, named so.
+def untrained(name_or_path: str | Path, seed: int = 0, download: bool = False) -> Checkpoint:
+    """The architecture and shape of a model with random weights, named so. Weights of published names are not needed.
+
+    Args:
+        name_or_path, download: as for `load`. seed: of the weights; the caller's generators are left as they were.
 
     Raises:
-        InputError: the model has no weights.
+        InputError: as `load`, or the model has no weights.
+
+    >>> untrained("unirep-64", seed=1).name
+    'unirep-64 untrained (seed 1)'
     """
-    model = same_shape(checkpoint.model, seed)
-    name = f"{checkpoint.name} untrained (seed {seed})"
-    return Checkpoint(model, name, checkpoint.source, digest_of(model), NO_WEIGHTS)
+    published = None if Path(name_or_path).expanduser().exists() else published_name(str(name_or_path))
+    if published is not None:
+        model, name, source = build(published, seed), published, published
+    else:
+        found = load(name_or_path, download)
+        model, name, source = same_shape(found.model, seed), found.name, found.source
+    return Checkpoint(model, f"{name} untrained (seed {seed})", source, digest_of(model), NO_WEIGHTS)
 
 
 def save(model: ProteinModel, path: str | Path, name: str | None = None, licence: str = UNKNOWN_LICENCE) -> None:

@@ -145,8 +145,9 @@ def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | Non
 
 def load_model(job: EvaluateJob) -> Checkpoint:
     """The model of a job, with random weights if that is asked for."""
-    checkpoint = load(job.model, job.download)
-    return checkpoint if job.untrained is None else untrained(checkpoint, job.untrained)
+    if job.untrained is not None:
+        return untrained(job.model, job.untrained, job.download)
+    return load(job.model, job.download)
 
 
 def _why(one: Running) -> str:

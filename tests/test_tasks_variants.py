@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import shared_data
 from datasets_tools import write_text
 from embedding_tools import tiny_model
 from evaluation_tools import ABILITIES, answer, facts, options, protein
@@ -23,6 +24,7 @@ from proteinlm.tasks import TASKS
 from proteinlm.tasks.base import LETTERS, Question, Reply, Task
 from proteinlm.tasks.variants import VariantEffects
 from proteinlm.variants import changes
+from proteinlm.variants.baselines import background
 from proteinlm.variants.changes import Variants, all_substitutions
 from proteinlm.variants.run import score_variants
 
@@ -241,6 +243,30 @@ def test_with_a_model_through_the_machine(tmp_path: Path) -> None:
         np.testing.assert_allclose(by_method[method], direct, atol=2e-5)
     one = [NAIVE["masked-marginals"](tiny_model().eval(), wild_type, mutant) for mutant in mutants[:3]]
     np.testing.assert_allclose(by_method["masked-marginals"][:3], one, atol=2e-5)
+
+
+def test_the_published_assays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows nothing but how frequent residues are is the baseline of that name, on every assay."""
+    monkeypatch.setattr("proteinlm.tasks.variants.QUICK_VARIANTS", 300)
+    folder = shared_data("dms").parent
+    frequencies = Variants.of("M" + STANDARD.replace("M", ""), [f"M1{letter}" for letter in STANDARD if letter != "M"])
+    of_letter = dict(zip([mutant[-1] for mutant in frequencies.mutants], background(frequencies), strict=True))
+    known = np.array([of_letter.get(letter, 0.0) for letter in LETTERS], np.float32)
+
+    def knows_frequencies(number: int, question: Question) -> Reply:
+        return Reply(log_probabilities=np.tile(known, (len(question.places or question.residues), 1)))
+
+    results = answer(task(folder, quick=True), knows_frequencies)
+    assert "mean over 4 assays: wt-marginals" in results
+    compared = 0
+    for measure, result in results.items():
+        if measure.endswith(": background frequencies"):
+            same = results[measure.replace("background frequencies", "wt-marginals")]
+            assert result.value == pytest.approx(same.value, abs=2e-3), "fp32 may break ties of single precision"
+            assert result.n == same.n and -1 < result.low <= result.value <= result.high < 1
+            compared += 1
+    assert compared >= 10
+    assert results["mean over 4 assays: BLOSUM62"].value > 0.1, "substitution matrices know something of real assays"
 
 
 def test_mutants_of_the_planted_assays_fit() -> None:

@@ -23,8 +23,10 @@ from proteinlm.sequences.batch import PackedBatch
 from proteinlm.training.loop import MODEL
 from proteinlm.training.recipe import recipe_of
 
+STEPS = 1500
 SENTINELS = [PROTT5.tokens.index(f"<extra_id_{number}>") for number in range(100)]
-LENGTH = 30
+LENGTH = 16
+"""Short, since a decoder has to learn to copy before it learns what is hidden."""
 
 
 def batch_of(proteins: list[str]) -> PackedBatch:
@@ -179,19 +181,21 @@ def least_possible(example: Denoised) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_toy_language_is_learnt(language: Path, tmp_path: Path) -> None:
-    """Through the whole of the trainer; the hidden letters, and what else is written, to within 0.03 nats a letter."""
+    """Through the whole of the trainer; the hidden letters to within 0.045 nats of what can be known (0.03 was seen)."""
     shape = {"num_layers": 2, "decoder_layers": 2, "width": 64, "num_heads": 4, "head_width": 16, "inner": 128}
     recipe = small_recipe(
         language, ("objective.name", "denoising"), ("objective.masked", 1.0), ("objective.random", 0.0),
-        ("data.sampling", "all"), ("data.crop", LENGTH), ("batch.tokens", 2048), ("batch.tokens_per_part", 2048),
-        ("optimiser.learning_rate", 5e-3), ("schedule.warmup", 50), ("run.steps", 800), ("run.log_every", 50),
-        ("run.validate_every", 800), ("run.checkpoint_every", 800), model={"architecture": "t5", **shape},
+        ("objective.chosen", 0.25), ("data.sampling", "all"), ("data.crop", LENGTH), ("batch.tokens", 1088),
+        ("batch.tokens_per_part", 1088), ("optimiser.name", "adamw"), ("optimiser.learning_rate", 3e-3),
+        ("schedule.warmup", 50), ("run.steps", STEPS), ("run.log_every", 50), ("run.validate_every", STEPS),
+        ("run.checkpoint_every", STEPS), model={"architecture": "t5", **shape},
     )  # fmt: skip
     train(recipe, tmp_path / "run")
     learnt = load(tmp_path / "run" / MODEL).model
     random = np.random.default_rng(1)
-    objective = DenoisingModel(PROTT5, Denoising(masked=1.0, random=0.0))
+    objective = DenoisingModel(PROTT5, Denoising(chosen=0.25, masked=1.0, random=0.0))
     example = objective.prepare(batch_of([sample(LENGTH, random) for _ in range(400)]), keys(400))
     with torch.no_grad():
         scores = objective.score(learnt, example)
@@ -201,4 +205,4 @@ def test_a_toy_language_is_learnt(language: Path, tmp_path: Path) -> None:
     whole = scores["perplexity"].losses_M.double().sum().item() / hidden
     print(f"hidden letters {ours:.4f} nats, all that is written {whole:.4f}, least possible {least:.4f}")
     assert hidden > 1500
-    assert least - 0.02 < ours < least + 0.03 and whole < least + 0.06
+    assert least - 0.02 < ours < least + 0.045 and whole < least + 0.06

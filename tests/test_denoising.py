@@ -183,7 +183,7 @@ def least_possible(example: Denoised) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_toy_language_is_learnt(language: Path, tmp_path: Path) -> None:
-    """Through the whole of the trainer; the hidden letters to within 0.045 nats of what can be known (0.03 was seen)."""
+    """Through the whole of the trainer; the hidden letters to within 0.045 nats of the least (0.03 was seen)."""
     shape = {"num_layers": 2, "decoder_layers": 2, "width": 64, "num_heads": 4, "head_width": 16, "inner": 128}
     recipe = small_recipe(
         language, ("objective.name", "denoising"), ("objective.masked", 1.0), ("objective.random", 0.0),

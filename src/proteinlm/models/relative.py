@@ -24,8 +24,17 @@ from proteinlm.models.attention import Starts
 from proteinlm.models.base import Output
 from proteinlm.models.blocks import Activation, FeedForward, MapSink, Projection
 
-INITIAL_STD = 0.02
-"""Standard deviation of new weights, in both original code bases."""
+
+def initial_std(width: int) -> float:
+    """Standard deviation of new weights: 0.02 at 1,024 channels, as in both original code bases.
+
+    Narrower models get larger weights, so that what a projection puts out is as large as there; with weights of 0.02, a
+    small XLNet learns markedly more slowly.
+
+    >>> initial_std(1024), initial_std(64)
+    (0.02, 0.08)
+    """
+    return 0.02 * (1024 / width) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -195,12 +204,13 @@ class RelativeAttention(nn.Module):
         self.key_value = Projection(width, 2 * channels, bias=False)
         self.distance = Projection(width, channels, bias=False)
         self.out = Projection(channels, width, bias=False)
-        self.content_bias = _normal(num_heads, head_width)
-        self.distance_bias = _normal(num_heads, head_width)
-        self.segment_bias = _normal(num_heads, head_width) if text_segments else None
-        self.segment_keys = _normal(2, num_heads, head_width) if text_segments else None
+        std = initial_std(width)
+        self.content_bias = _normal(std, num_heads, head_width)
+        self.distance_bias = _normal(std, num_heads, head_width)
+        self.segment_bias = _normal(std, num_heads, head_width) if text_segments else None
+        self.segment_keys = _normal(std, 2, num_heads, head_width) if text_segments else None
         for projection in (self.query, self.key_value, self.distance, self.out):
-            nn.init.normal_(projection.weight, std=INITIAL_STD)
+            nn.init.normal_(projection.weight, std=std)
 
     def keys(self, x_SD: Tensor, memory_BMD: Tensor | None, sight: Sight) -> "Keys":
         """What queries of either stream are held against."""
@@ -354,5 +364,5 @@ class SegmentMaps:
         output.attentions = [torch.stack([one for one in layers if one is not None]) for layers in self.maps]
 
 
-def _normal(*shape: int) -> nn.Parameter:
-    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=INITIAL_STD))
+def _normal(std: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))

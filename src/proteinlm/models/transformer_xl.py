@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.relative import (
-    INITIAL_STD,
     RelativeAttention,
     RelativeLayer,
     Segment,
@@ -28,6 +27,7 @@ from proteinlm.models.relative import (
     Sight,
     Streams,
     distances,
+    initial_std,
     remember,
     segments,
 )
@@ -91,7 +91,7 @@ class TransformerXl(ProteinModel):
         self.embed_tokens = nn.Embedding(len(self.alphabet), config.width)
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
         self.head_bias = nn.Parameter(torch.zeros(len(self.alphabet)))
-        nn.init.normal_(self.embed_tokens.weight, std=INITIAL_STD)
+        nn.init.normal_(self.embed_tokens.weight, std=initial_std(config.width))
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:
         """Run over one packed batch, segment by segment; see `ProteinModel.forward`."""

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.relative import (
-    INITIAL_STD,
     RelativeAttention,
     RelativeLayer,
     Segment,
@@ -31,6 +30,7 @@ from proteinlm.models.relative import (
     Sight,
     Streams,
     distances,
+    initial_std,
     remember,
     segments,
 )
@@ -103,10 +103,10 @@ class Xlnet(ProteinModel):
         self.config = config
         self.num_layers, self.width = config.num_layers, config.width
         self.embed_tokens = nn.Embedding(len(PROTXLNET), config.width)
-        self.query_start = nn.Parameter(nn.init.normal_(torch.empty(config.width), std=INITIAL_STD))
+        self.query_start = nn.Parameter(nn.init.normal_(torch.empty(config.width), std=initial_std(config.width)))
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_layers))
         self.head_bias = nn.Parameter(torch.zeros(len(PROTXLNET)))
-        nn.init.normal_(self.embed_tokens.weight, std=INITIAL_STD)
+        nn.init.normal_(self.embed_tokens.weight, std=initial_std(config.width))
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:
         """Run over one packed batch, each sequence as a whole; see `ProteinModel.forward`."""

@@ -1,6 +1,5 @@
 """Every trainable architecture learns a toy language as far as it can be known, through the whole of the trainer."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from proteinlm.corpora.build import BuildOptions
 from proteinlm.corpora.sampling import key_of
 from proteinlm.objectives.base import Example
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking, cross_entropy
-from proteinlm.objectives.replaced import ReplacedTokens
 from proteinlm.sequences.alphabet import ESM1B as ALPHABET
 from proteinlm.sequences.alphabet import STANDARD, Alphabet
 from proteinlm.sequences.batch import PackedBatch
@@ -125,41 +123,6 @@ def test_the_language_is_learnt(language: Path, tmp_path: Path, name: str) -> No
     assert len(ours) == len(least) > 1500
     print(f"{name}: {ours.mean():.4f} nats, least possible {least.mean():.4f}")
     assert ours.mean() < least.mean() + case.tolerance
-
-
-@pytest.mark.slow
-def test_a_pair_learns_it(language: Path, tmp_path: Path) -> None:
-    """ELECTRA: the generator as far as it can be known, while the discriminator learns to tell its guesses.
-
-    Knowing no more than how many residues are replaced costs the entropy of that share; the discriminator needs less
-    than half of it. (What an ideal one would need has no simple form.)
-    """
-    pair = {"generator_layers": 2, "generator_width": 64, "generator_heads": 4, "generator_inner": 128}
-    recipe = small_recipe(
-        language, ("data.sampling", "all"), ("data.crop", LENGTH), ("batch.tokens", 2048),
-        ("batch.tokens_per_part", 2048), ("optimiser.name", "muon"), ("optimiser.learning_rate", 5e-3),
-        ("schedule.warmup", 50), ("run.steps", 600), ("run.log_every", 50), ("run.validate_every", 600),
-        ("run.checkpoint_every", 600), ("objective.name", "replaced"), ("objective.chosen", 0.15),
-        ("objective.masked", 1.0), model={"architecture": "electra", **TRANSFORMER, **pair, "max_positions": 64},
-    )  # fmt: skip
-    train(recipe, tmp_path / "run")
-    learnt = load(str(tmp_path / "run" / MODEL)).model
-    example = unseen(learnt.alphabet, ALL_HIDDEN)
-    least = least_possible(learnt.alphabet, ALL_HIDDEN, example).mean()
-    objective = recipe.objective_of(learnt.alphabet)
-    assert isinstance(objective, ReplacedTokens)
-    random = np.random.default_rng(1)
-    encoded = [learnt.alphabet.encode(sample(LENGTH, random)) for _ in range(400)]
-    keys = np.array([key_of(7, number) for number in range(400)])
-    with torch.no_grad():
-        ours = cross_entropy(learnt, example).double().mean().item()
-        halves = objective.halves(learnt, objective.prepare(PackedBatch.pack(encoded, None, 1, 1), keys))
-    share = halves.replaced_R.double().mean().item()
-    unknowing = -share * math.log(share) - (1 - share) * math.log(1 - share)
-    told = halves.discriminator_R.double().mean().item()
-    print(f"generator {ours:.4f} nats, least possible {least:.4f}; discriminator {told:.4f}, unknowing {unknowing:.4f}")
-    assert ours < least + 0.03
-    assert 0.02 < share < 0.15 and told < unknowing / 2
 
 
 def test_the_least_possible_by_hand() -> None:

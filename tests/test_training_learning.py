@@ -47,6 +47,7 @@ ESM1B = {"architecture": "esm1b", **TRANSFORMER, "max_positions": 64}
 ESM2 = {"architecture": "esm2", **TRANSFORMER}
 LSTM = {"architecture": "lstm", "num_layers": 2, "width": 64}
 BERT = {"architecture": "bert", **TRANSFORMER, "max_positions": 64}
+ALBERT = {"architecture": "albert", **TRANSFORMER, "embedding_width": 32, "max_positions": 64}
 
 QUICK = {"esm2-quick": Case(ESM2, 200, 0.12)}
 LONG = {
@@ -54,7 +55,8 @@ LONG = {
     "esm1b": Case(ESM1B, 600, 0.025),
     "esm2": Case(ESM2, 600, 0.025),
     "lstm": Case(LSTM, 600, 0.025),
-    "bert": Case(BERT, 600, 0.03),
+    "bert": Case(BERT, 600, 0.025),
+    "albert": Case(ALBERT, 600, 0.035),
     "esm2-80-10-10": Case(ESM2, 900, 0.04, Masking()),
 }
 CASES = QUICK | LONG

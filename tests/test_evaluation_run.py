@@ -16,6 +16,7 @@ from proteinlm import checkpoints
 from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
+from proteinlm.evaluation.cache import FeatureStore, StoreKey
 from proteinlm.evaluation.compare import compare
 from proteinlm.evaluation.report import DIFFERENT, gather
 from proteinlm.evaluation.run import EvaluateJob, evaluate
@@ -295,6 +296,9 @@ def test_the_temporary_cache_is_removed_and_a_kept_one_cleared(
 ) -> None:
     evaluate(EvaluateJob("one-hot", tmp_path / "a", TaskOptions(tmp_path)), Silent(), {"twice": Entry(Twice)})
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["results.json"]
+    FeatureStore(tmp_path / "a" / ".vectors-killed", StoreKey("ab", 0, 4, "fp32")).close()
+    evaluate(EvaluateJob("one-hot", tmp_path / "a", TaskOptions(tmp_path)), Silent(), {"twice": Entry(Twice)})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["results.json"], "what a killed run left is gone"
     cache = tmp_path / "cache"
     evaluate(EvaluateJob("one-hot", tmp_path / "b", TaskOptions(tmp_path), cache=cache), Silent(), {"t": Entry(Twice)})
     assert list(cache.iterdir())

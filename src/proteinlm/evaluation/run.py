@@ -21,12 +21,15 @@ from proteinlm.embedding.progress import Progress
 from proteinlm.embedding.settings import versions
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
-from proteinlm.evaluation.cache import Storage
+from proteinlm.evaluation.cache import Storage, clear
 from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
 from proteinlm.evaluation.results import Run, Status, TaskRun
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.tasks import TASKS
 from proteinlm.tasks.base import LACKING, Entry, ModelFacts, Question, Result, Task, TaskOptions, TwoRoundTask
+
+TEMPORARY = ".vectors-"
+"""How the folder of vectors begins that goes when the run ends."""
 
 
 @dataclass(frozen=True)
@@ -227,12 +230,16 @@ def _timed(one: Running) -> Iterator[None]:
 
 @contextmanager
 def _cache_folder(job: EvaluateJob) -> Iterator[Path]:
-    """The folder for kept vectors; one that was not asked for is removed."""
+    """The folder for kept vectors; one that was not asked for is removed, and so is what a killed run left behind."""
     if job.cache is not None:
         job.cache.mkdir(parents=True, exist_ok=True)
         yield job.cache
         return
-    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=job.out) as folder:
+    for left_behind in job.out.glob(f"{TEMPORARY}*"):
+        clear(left_behind)
+        if not any(left_behind.iterdir()):
+            left_behind.rmdir()
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=job.out) as folder:
         yield Path(folder)
 
 

@@ -225,12 +225,12 @@ def test_the_least_possible_by_hand() -> None:
 @pytest.mark.parametrize(("name", "model"), [("autoregressive", TXL), ("permutation", XLNET)])
 def test_the_language_is_learnt(language: Path, tmp_path: Path, name: str, model: dict[str, Any]) -> None:
     """Within 0.03 nats of what can be known; letter frequencies alone miss it by more than a nat."""
-    steps = 400
+    steps = 500
     # Two residues in five are predicted rather than one in six: it takes fewer steps to see as many.
     share = [("objective.predicted", 0.4)] if name == "permutation" else []
     recipe = small_recipe(
         language, ("data.sampling", "all"), ("data.crop", LENGTH), ("batch.tokens", 2048),
-        ("batch.tokens_per_part", 2048), ("optimiser.name", "muon"), ("optimiser.learning_rate", 5e-3),
+        ("batch.tokens_per_part", 2048), ("optimiser.name", "adamw"), ("optimiser.learning_rate", 5e-3),
         ("schedule.warmup", 50), ("run.steps", steps), ("run.log_every", 50), ("run.validate_every", steps),
         ("run.checkpoint_every", steps), ("objective.name", name), *share, model=model,
     )  # fmt: skip

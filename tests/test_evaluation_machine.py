@@ -15,8 +15,9 @@ from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.encodings import build_encoding
+from proteinlm.sequences.alphabet import LETTERS
 from proteinlm.sequences.batch import PackedBatch
-from proteinlm.tasks.base import LETTERS, Question, Reply, Wanted
+from proteinlm.tasks.base import Question, Reply, Wanted
 
 A, B, LONG = protein(20, 1), protein(25, 2), protein(LONGEST + 20, 3)
 

@@ -20,9 +20,9 @@ from proteinlm.models.ngram import NGram, NGramConfig
 from proteinlm.models.ngram_model import NGramModel
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import hidden_positions, protein_losses
-from proteinlm.sequences.alphabet import ESM1B
+from proteinlm.sequences.alphabet import ESM1B, LETTERS
 from proteinlm.sequences.batch import PackedBatch
-from proteinlm.tasks.base import LETTERS, Question, Reply, Result
+from proteinlm.tasks.base import Question, Reply, Result
 from proteinlm.tasks.language import CHOSEN, HIDDEN, Language, masked_protein
 
 NO_MASK = frozenset(("residues", "logits"))

@@ -19,11 +19,10 @@ from proteinlm.embedding.progress import Silent
 from proteinlm.evaluation.machine import Machine, facts_of
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.models.encodings import RESIDUES, blosum62_table
-from proteinlm.sequences.alphabet import STANDARD
+from proteinlm.sequences.alphabet import LETTERS, STANDARD
 from proteinlm.tasks import TASKS
-from proteinlm.tasks.base import LETTERS, Question, Reply, Task
+from proteinlm.tasks.base import Question, Reply, Task
 from proteinlm.tasks.variants import VariantEffects
-from proteinlm.variants import changes
 from proteinlm.variants.baselines import background
 from proteinlm.variants.changes import Variants, all_substitutions
 from proteinlm.variants.run import score_variants
@@ -214,9 +213,8 @@ def test_two_models_are_paired_over_the_same_variants(tmp_path: Path) -> None:
     assert all(result.groups <= 400 for result in ours.values())
 
 
-def test_the_table_of_tasks_and_its_letters() -> None:
+def test_the_table_of_tasks() -> None:
     assert TASKS["variants"].task is VariantEffects
-    assert LETTERS == changes.LETTERS
     assert any(line.measure == "mean over 8 assays: masked-marginals" for line in TASKS["variants"].published)
 
 

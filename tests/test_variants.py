@@ -8,8 +8,8 @@ from variants_tools import LONG, LONG_MUTANTS, MUTANTS, NAIVE, PROTEIN, said, to
 from proteinlm.errors import InputError
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.models.base import ProteinModel
-from proteinlm.sequences.alphabet import STANDARD
-from proteinlm.variants.changes import LETTERS, Variants, all_substitutions
+from proteinlm.sequences.alphabet import LETTERS, STANDARD
+from proteinlm.variants.changes import Variants, all_substitutions
 from proteinlm.variants.run import VariantScores, score_variants
 from proteinlm.variants.scoring import METHODS, PseudoPerplexity, choose_method
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from proteinlm.checkpoints import Checkpoint
 from proteinlm.embedding.progress import Progress
@@ -18,8 +17,8 @@ from proteinlm.errors import InputError
 from proteinlm.evaluation.cache import Features, FeatureStore, Storage, StoreKey, protein_key
 from proteinlm.inference import Answer, Failure, Query, Runner, forward_all
 from proteinlm.models.base import ProteinModel, Want
-from proteinlm.sequences.alphabet import Alphabet
-from proteinlm.tasks.base import LETTERS, Ability, ModelFacts, Question, Reply, Wanted
+from proteinlm.tasks.base import Ability, ModelFacts, Question, Reply, Wanted
+from proteinlm.variants.run import letter_log_probabilities
 
 Asked = tuple[str, int, Question]
 """A task's name, the number of its question, and the question."""
@@ -69,18 +68,6 @@ def layer_number(wanted: Wanted, model: ProteinModel) -> int:
     return layer
 
 
-def letter_columns(alphabet: Alphabet) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of `LETTERS` that the alphabet can read, and the token id of each, both int64.
-
-    >>> from proteinlm.sequences.alphabet import ESM1B
-    >>> columns, tokens = letter_columns(ESM1B)
-    >>> tokens.tolist()[columns.tolist().index(LETTERS.index("A"))]
-    5
-    """
-    columns = [number for number, letter in enumerate(LETTERS) if letter in alphabet.letters()]
-    return np.array(columns), alphabet.residue_ids("".join(LETTERS[column] for column in columns))
-
-
 class Machine:
     """Answers questions.
 
@@ -95,7 +82,6 @@ class Machine:
     def __init__(self, digest: str, runner: Runner, cache: Path, storage: Storage, progress: Progress) -> None:
         self.digest, self.runner, self.model = digest, runner, runner.model
         self.cache, self.storage, self.progress = cache, storage, progress
-        self.columns, self.tokens = letter_columns(self.model.alphabet)
         self.stores: dict[int, FeatureStore] = {}
         self.passes = self.reused = 0
 
@@ -210,7 +196,7 @@ class Machine:
     def _replies(
         self, protein: Protein, answer: Answer, features: Mapping[int, Features]
     ) -> Iterator[tuple[str, int, Reply | Unanswered]]:
-        log_probabilities = None if answer.logits is None else self._log_probabilities(answer)
+        log_probabilities = None if answer.logits is None else letter_log_probabilities(self.model, answer)
         for task, number, question in protein.asked:
             wanted = question.wanted
             reply = Reply(windows=answer.windows)
@@ -243,15 +229,3 @@ class Machine:
             residues=hidden if wanted.residues else None,
             kept=stored.residues_LD if wanted.kept and stored is not None else None,
         )
-
-    def _log_probabilities(self, answer: Answer) -> np.ndarray:
-        """What the model says of each residue, shape (L, 26)."""
-        assert answer.logits is not None, "asked for by the caller"
-        logits_LV = answer.logits
-        if self.model.logits_ahead:
-            assert answer.first_logits is not None, "`facts_of` asks no model for logits that cannot give the first"
-            logits_LV = torch.cat([answer.first_logits[None], logits_LV[:-1]])
-        log_LV = torch.log_softmax(logits_LV, dim=1).numpy()
-        letters = np.full((len(log_LV), len(LETTERS)), -np.inf, np.float32)
-        letters[:, self.columns] = log_LV[:, self.tokens]
-        return letters

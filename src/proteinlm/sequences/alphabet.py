@@ -16,6 +16,9 @@ from proteinlm.errors import InputError
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 """The twenty standard residues, in alphabetical order."""
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Columns of log probabilities, whatever the model: `LETTERS.index(residue)` is the column of a residue."""
+
 
 class LetterError(InputError):
     """A sequence holds a letter that the alphabet has no place for.
@@ -237,3 +240,14 @@ ALPHABETS: dict[str, Alphabet] = {
     for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
 }
 """Alphabets by name, as configurations name them."""
+
+
+def letter_columns(alphabet: Alphabet) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of `LETTERS` that the alphabet can read, and the token id of each, both int64.
+
+    >>> columns, tokens = letter_columns(ESM1B)
+    >>> tokens.tolist()[columns.tolist().index(LETTERS.index("A"))]
+    5
+    """
+    columns = [number for number, letter in enumerate(LETTERS) if letter in alphabet.letters()]
+    return np.array(columns), alphabet.residue_ids("".join(LETTERS[column] for column in columns))

@@ -36,9 +36,6 @@ LACKING: dict[Ability, str] = {
 }
 """Why a model cannot take part, in words."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Columns of log probabilities: `LETTERS.index(residue)` is the column of a residue."""
-
 RESAMPLES, QUICK_RESAMPLES = 2000, 500
 
 
@@ -96,9 +93,10 @@ class Reply:
 
     Attributes:
         mean: shape (D,). residues: shape (L, D). kept: fp16, memory-mapped, shape (L, D).
-        log_probabilities: in nats, over the model's whole alphabet, columns as `LETTERS`, shape (P, 26). A letter that
-            the model reads as another has that one's column; a letter that it cannot read has minus infinity. They are
-            about the residue that stands at the place: models that predict what comes next are asked one token before.
+        log_probabilities: in nats, over the model's whole alphabet, columns as `sequences.alphabet.LETTERS`, shape
+            (P, 26). A letter that the model reads as another has that one's column; a letter that it cannot read has
+            minus infinity. They are about the residue that stands at the place: models that predict what comes next
+            are asked one token before.
         contacts: probabilities, NaN where no window held both residues, shape (L, L).
         attentions: shape (N, H, L, L); NaN where no window held both residues.
         windows: how many stretches the protein was cut into; 1 is the whole protein at once.

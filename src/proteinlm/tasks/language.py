@@ -14,9 +14,9 @@ from proteinlm.datasets.sources import locate
 from proteinlm.errors import InputError
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import fixed_example
-from proteinlm.sequences.alphabet import ESM1B
+from proteinlm.sequences.alphabet import ESM1B, LETTERS
 from proteinlm.sequences.fasta import Refused, read_fasta
-from proteinlm.tasks.base import LETTERS, GroupScores, Question, Reply, Result, Task, Wanted
+from proteinlm.tasks.base import GroupScores, Question, Reply, Result, Task, Wanted
 
 QUICK_PROTEINS = 100
 HIDDEN, CHOSEN = "ECE, hidden residues", "ECE, chosen residues"

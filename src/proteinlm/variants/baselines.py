@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from proteinlm.models.encodings import RESIDUES, blosum62_table
-from proteinlm.sequences.alphabet import STANDARD
-from proteinlm.variants.changes import LETTERS, Variants
+from proteinlm.sequences.alphabet import LETTERS, STANDARD
+from proteinlm.variants.changes import Variants
 
 # Robinson & Robinson 1991, PNAS 88:8880, per thousand, in the order of STANDARD; the background of BLAST's statistics.
 _BACKGROUND = np.array(

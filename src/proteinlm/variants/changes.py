@@ -12,10 +12,7 @@ from jaxtyping import Int64
 
 from proteinlm.datasets.variants import STOP, check_variant, parse_variant
 from proteinlm.errors import InputError
-from proteinlm.sequences.alphabet import STANDARD
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Columns of log probabilities: `LETTERS.index(residue)` is the column of a residue, as in `tasks.base`."""
+from proteinlm.sequences.alphabet import LETTERS, STANDARD
 
 
 @dataclass(frozen=True, eq=False)

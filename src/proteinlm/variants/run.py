@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64
 from proteinlm.errors import InputError
 from proteinlm.inference import Answer, Failure, Query, Runner, forward_all
 from proteinlm.models.base import ProteinModel, Want
-from proteinlm.sequences.alphabet import STANDARD
-from proteinlm.variants.changes import LETTERS, Variants
+from proteinlm.sequences.alphabet import LETTERS, STANDARD, letter_columns
+from proteinlm.variants.changes import Variants
 from proteinlm.variants.scoring import METHODS, Pass, Scoring, choose_method
 
 RUNS_AT_ONCE = 1024
@@ -122,10 +122,9 @@ def letter_log_probabilities(model: ProteinModel, answer: Answer) -> Float[np.nd
     assert answer.logits is not None, "logits were wanted"
     logits_LV = answer.logits
     if model.logits_ahead:
-        assert answer.first_logits is not None, "`method_for` refuses models without a start token"
+        assert answer.first_logits is not None, "models without a start token are not asked for logits"
         logits_LV = torch.cat([answer.first_logits[None], logits_LV[:-1]])
-    readable = [letter for letter in LETTERS if letter in model.alphabet.letters()]
-    tokens = torch.from_numpy(model.alphabet.residue_ids("".join(readable)))
+    columns, tokens = letter_columns(model.alphabet)
     found = np.full((len(logits_LV), len(LETTERS)), -np.inf, np.float32)
-    found[:, [LETTERS.index(letter) for letter in readable]] = torch.log_softmax(logits_LV, dim=1)[:, tokens].numpy()
+    found[:, columns] = torch.log_softmax(logits_LV, dim=1).numpy()[:, tokens]
     return found

@@ -29,7 +29,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from proteinlm.errors import InputError
-from proteinlm.variants.changes import LETTERS, Variants
+from proteinlm.sequences.alphabet import LETTERS
+from proteinlm.variants.changes import Variants
 
 
 @dataclass(frozen=True)

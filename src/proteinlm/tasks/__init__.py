@@ -9,6 +9,7 @@ from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
+from proteinlm.tasks.orthologs import OrthologArithmetic
 from proteinlm.tasks.secondary_structure import (
     ConvolutionalSecondaryStructure,
     LinearSecondaryStructure,
@@ -37,6 +38,7 @@ TASKS: dict[str, Entry] = {
     LinearSecondaryStructure.name: Entry(LinearSecondaryStructure, published.SECONDARY_STRUCTURE_LINEAR),
     ConvolutionalSecondaryStructure.name: Entry(ConvolutionalSecondaryStructure, published.SECONDARY_STRUCTURE_CNN),
     RecurrentSecondaryStructure.name: Entry(RecurrentSecondaryStructure, published.SECONDARY_STRUCTURE_LSTM),
+    OrthologArithmetic.name: Entry(OrthologArithmetic),
     VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

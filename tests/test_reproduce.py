@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import shared_data
 from corpus_tools import example_store
 from embedding_tools import plm
 from tiny_models import tiny
@@ -125,3 +126,19 @@ def test_what_residue_frequencies_alone_score() -> None:
     visible = -(joint * np.log(joint / joint.sum(1, keepdims=True))).sum()
     assert np.exp(hidden) == pytest.approx(18.2, abs=0.3)
     assert np.exp(0.8 * hidden + 0.2 * visible) == pytest.approx(15.3, abs=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tiny_scale_on_swiss_prot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What anyone can repeat in minutes: the whole table, on real proteins, through the command line."""
+    data = shared_data() / "pretrain"
+    store, out = tmp_path / "store", tmp_path / "table1"
+    assert plm(monkeypatch, "corpus", "build", data / "train_ur90.fasta.zst", "-o", store, "--clusters", "header") == 0
+    options = ["--store", store, "--validation", data / "valid_public.fasta.gz", "--device", "cpu", "-o", out]
+    assert plm(monkeypatch, "reproduce", "table1", "--scale", "tiny", *options) == 0
+    results = json.loads((out / "table1.json").read_text())
+    values = {row["row"]: row["value"] for row in results["rows"]}
+    assert len(values) == len(ROWS)
+    # Residue frequencies score 18.2; counts of three residues must beat them, and no model may be wild.
+    assert 17 < values[table1.NGRAM] < 18.2 and max(values.values()) < 25, values

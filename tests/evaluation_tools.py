@@ -8,7 +8,7 @@ from datasets_tools import write_table, write_text
 from embedding_tools import RESIDUES
 
 from proteinlm.datasets.sources import SOURCES
-from proteinlm.tasks.base import Ability, ModelFacts, Question, Reply, Result, Task, TaskOptions
+from proteinlm.tasks.base import Ability, ModelFacts, Question, Reply, Result, Task, TaskOptions, TwoRoundTask
 
 ABILITIES: frozenset[Ability] = frozenset(("residues", "logits", "mask", "attentions", "contacts"))
 
@@ -19,10 +19,14 @@ def facts(abilities: frozenset[Ability] = ABILITIES) -> ModelFacts:
 
 def answer(task: Task, reply: Callable[[int, Question], Reply], shuffled: bool = True) -> dict[str, Result]:
     """The results of a task whose questions are answered by a function, in any order; by measure."""
-    questions = list(task.questions())
-    order = np.random.default_rng(0).permutation(len(questions)) if shuffled else range(len(questions))
-    for number in order:
-        task.collect(int(number), reply(int(number), questions[number]))
+    rounds = (task.questions, task.second_questions) if isinstance(task, TwoRoundTask) else (task.questions,)
+    before = 0
+    for ask in rounds:
+        questions = list(ask())
+        order = np.random.default_rng(0).permutation(len(questions)) if shuffled else range(len(questions))
+        for number in order:
+            task.collect(before + int(number), reply(before + int(number), questions[number]))
+        before += len(questions)
     results = task.finish()
     assert results and len({result.measure for result in results}) == len(results)
     return {result.measure: result for result in results}

@@ -25,6 +25,10 @@ STRENGTH = 0.15
 """Of the L1 penalty beside the sum of cross-entropies over pairs (papers.md 8.1)."""
 
 
+FIRST_BIAS = -4.0
+"""Log odds of a contact before training: of the pairs that are fitted on, some two in a hundred touch."""
+
+
 @dataclass(frozen=True)
 class PairProjectionConfig:
     """Shape of a `PairProjection`: features of `width`, both projected to `projection`."""
@@ -64,7 +68,7 @@ class PairBias(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, score_LL: Tensor) -> Tensor:
-        return score_LL + self.weight
+        return score_LL + (FIRST_BIAS + self.weight)
 
 
 def contact_labels(contacts_LL: np.ndarray, separation: int = MINIMUM_SEPARATION) -> np.ndarray:
@@ -114,6 +118,43 @@ class ContactRegression:
     gradient: float
 
 
+@dataclass(frozen=True)
+class ContactRows:
+    """Pairs of one protein, ready to be fitted on.
+
+    Attributes:
+        x_PM: what each pair has in each map, fp32. y_P: whether it touches, 0 or 1, fp64.
+    """
+
+    x_PM: Tensor
+    y_P: Tensor
+
+
+def contact_rows(maps_MLL: Tensor, contacts_LL: np.ndarray) -> ContactRows:
+    """The pairs of a protein whose contacts are known: a small part of its maps, which need not be kept.
+
+    Args:
+        maps_MLL: all layers and heads, BOS and EOS cut off, shape (M, L, L).
+        contacts_LL: 1, 0 or -1 for unknown, shape (L, L).
+
+    Raises:
+        InputError: shapes that do not fit, or maps that are not finite.
+
+    >>> contact_rows(torch.rand(3, 10, 10), np.ones((10, 10), int)).x_PM.shape
+    torch.Size([10, 3])
+    """
+    length = maps_MLL.shape[-1]
+    if maps_MLL.ndim != 3 or maps_MLL.shape[1] != length or contacts_LL.shape != (length, length):
+        raise InputError(
+            f"maps of shape {tuple(maps_MLL.shape)} and contacts of shape {contacts_LL.shape}; "
+            "(maps, L, L) and (L, L) are needed"
+        )
+    if not bool(torch.isfinite(maps_MLL).all()):
+        raise InputError("maps that are not finite; take proteins that fit one window")
+    y_P = torch.from_numpy(contacts_LL)[tuple(torch.triu_indices(length, length, MINIMUM_SEPARATION))]
+    return ContactRows(pair_features(maps_MLL)[y_P >= 0], y_P[y_P >= 0].double())
+
+
 def fit_contact_regression(
     maps: Iterable[Tensor], contacts: Sequence[np.ndarray], strength: float = STRENGTH, tolerance: float = 1e-6
 ) -> ContactRegression:
@@ -135,26 +176,32 @@ def fit_contact_regression(
     >>> int(found.weight_M.argmax())
     1
     """
-    features, labels = [], []
+    rows = []
     for number, (maps_MLL, contacts_LL) in enumerate(zip(maps, contacts, strict=True)):
-        length = maps_MLL.shape[-1]
-        if maps_MLL.ndim != 3 or maps_MLL.shape[1] != length or contacts_LL.shape != (length, length):
-            raise InputError(
-                f"protein {number}: maps of shape {tuple(maps_MLL.shape)} and contacts of shape {contacts_LL.shape}; "
-                "(maps, L, L) and (L, L) are needed"
-            )
-        if not bool(torch.isfinite(maps_MLL).all()):
-            raise InputError(f"protein {number}: maps that are not finite; take proteins that fit one window")
-        x_PM = pair_features(maps_MLL)
-        y_P = torch.from_numpy(contacts_LL)[tuple(torch.triu_indices(length, length, MINIMUM_SEPARATION))]
-        features.append(x_PM[y_P >= 0])
-        labels.append(y_P[y_P >= 0].double())
-    x_PM, y_P = torch.cat(features), torch.cat(labels)
+        try:
+            rows.append(contact_rows(maps_MLL, contacts_LL))
+        except InputError as error:
+            raise InputError(f"protein {number}: {error}") from error
+    return fit_contact_rows(rows, strength, tolerance)
+
+
+def fit_contact_rows(
+    rows: Sequence[ContactRows], strength: float = STRENGTH, tolerance: float = 1e-6
+) -> ContactRegression:
+    """`fit_contact_regression` of pairs that were taken from the maps already.
+
+    Args:
+        rows: of each protein. strength, tolerance: see there.
+
+    Raises:
+        InputError: no contact, or nothing but contacts.
+    """
+    x_PM, y_P = torch.cat([one.x_PM for one in rows]), torch.cat([one.y_P for one in rows])
     touching = int(y_P.sum())
     if not 0 < touching < len(y_P):
         raise InputError(f"{touching} contacts among {len(y_P)} pairs; both kinds are needed to tell them apart")
     weight_M, bias, passes, violation = sparse_logistic(x_PM, y_P, strength, tolerance)
-    return ContactRegression(weight_M.float(), bias, len(features), len(y_P), touching, passes, violation)
+    return ContactRegression(weight_M.float(), bias, len(rows), len(y_P), touching, passes, violation)
 
 
 def sparse_logistic(x_PM: Tensor, y_P: Tensor, strength: float, tolerance: float) -> tuple[Tensor, float, int, float]:

@@ -7,6 +7,7 @@ calls a model: `evaluation` does. `published` holds the papers' figures.
 from proteinlm.tasks import published
 from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
+from proteinlm.tasks.contacts import AttentionContacts, HeadContacts, ProjectedContacts
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
 from proteinlm.tasks.orthologs import OrthologArithmetic
@@ -38,6 +39,9 @@ TASKS: dict[str, Entry] = {
     LinearSecondaryStructure.name: Entry(LinearSecondaryStructure, published.SECONDARY_STRUCTURE_LINEAR),
     ConvolutionalSecondaryStructure.name: Entry(ConvolutionalSecondaryStructure, published.SECONDARY_STRUCTURE_CNN),
     RecurrentSecondaryStructure.name: Entry(RecurrentSecondaryStructure, published.SECONDARY_STRUCTURE_LSTM),
+    ProjectedContacts.name: Entry(ProjectedContacts, published.CONTACTS_LINEAR),
+    AttentionContacts.name: Entry(AttentionContacts, published.CONTACTS_ATTENTION),
+    HeadContacts.name: Entry(HeadContacts, published.CONTACTS_ATTENTION),
     OrthologArithmetic.name: Entry(OrthologArithmetic),
     VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }

@@ -132,3 +132,45 @@ SECONDARY_STRUCTURE_CNN = tuple(
         {model: values[place] for model, values in _PROTTRANS.items()},
     )
 )
+
+_CONTACTS_TABLE_3 = {
+    "HMM profile": (0.148, 0.145, 0.146),
+    "CCMpred": (0.327, 0.325, 0.326),
+    "T-6": (0.244, 0.194, 0.186),
+    "T-12": (0.328, 0.258, 0.252),
+    "T-34 untrained": (0.087, 0.084, 0.084),
+    "T-34 UR100": (0.283, 0.225, 0.220),
+    "T-34 UR50/S": (0.439, 0.364, 0.353),
+    "T-34 UR50/D": (0.439, 0.371, 0.363),
+    "ESM-1b": (0.492, 0.435, 0.428),
+}
+
+CONTACTS_LINEAR = tuple(
+    line
+    for place, level in enumerate(("family", "superfamily", "fold"))
+    for line in _rows(
+        f"{_RIVES} 3", f"P@L, long, {level}", {model: values[place] for model, values in _CONTACTS_TABLE_3.items()}
+    )
+)
+
+CONTACTS_ATTENTION = _rows(
+    "README of fair-esm, 14,842 proteins",
+    "P@L, long",
+    {
+        "Gremlin": 0.393,
+        "T-6": 0.132,
+        "T-12": 0.237,
+        "ESM-1": 0.347,
+        "ESM-1b": 0.411,
+        "TAPE": 0.112,
+        "ProtBert-BFD": 0.341,
+        "ProtT5-XL-BFD": 0.356,
+        "ProtT5-XL-U50": 0.479,
+        "ESM-2 8M": 0.159,
+        "ESM-2 35M": 0.288,
+        "ESM-2 150M": 0.422,
+        "ESM-2 650M": 0.501,
+        "ESM-2 3B": 0.527,
+        "ESM-2 15B": 0.545,
+    },
+)

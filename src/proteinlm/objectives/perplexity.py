@@ -55,15 +55,31 @@ def protein_losses(
         sequences: P residue strings, none longer than the model takes.
         seed: of the masks. tokens_per_batch: room; changes nothing but speed and memory.
     """
+    scores = target_losses(model, objective, sequences, seed, tokens_per_batch)
+    return ProteinLosses(hidden=scores["ece"], chosen=scores["ece_chosen"])
+
+
+def target_losses(
+    model: ProteinModel,
+    objective: Objective[ExampleT],
+    sequences: Sequence[str],
+    seed: int = 0,
+    tokens_per_batch: int = 16384,
+) -> dict[str, Totals]:
+    """Loss of the targets of each protein, for any objective: sums in nats and counts by the names in its `scores`.
+
+    Args:
+        model, sequences, seed, tokens_per_batch: as for `protein_losses`. objective: says what the targets are.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    found = ProteinLosses(*((np.zeros(len(sequences)), np.zeros(len(sequences))) for _ in range(2)))
+    found = {name: (np.zeros(len(sequences)), np.zeros(len(sequences))) for name in objective.scores}
     for rows in length_batches(sequences, tokens_per_batch):
         example = fixed_example(objective, [sequences[row] for row in rows], seed)
         with torch.no_grad():
-            scores = objective.score(model, example.to(device))
-        for name, totals in (("ece", found.hidden), ("ece_chosen", found.chosen)):
+            scores = objective.score(model, example.to(device))  # type: ignore[arg-type]
+        for name, totals in found.items():
             add_up(scores[name], rows, totals)
     model.train(training)
     return found

@@ -17,17 +17,26 @@ import numpy as np
 import torch
 
 from proteinlm import checkpoints
-from proteinlm.checkpoints.files import atomic_file
 from proteinlm.corpora.sampling import Order
 from proteinlm.corpora.split import SplitOptions, is_held_out
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
-from proteinlm.metrics import Bootstrap, Interval, Totals, bootstrap_difference, bootstrap_interval
+from proteinlm.metrics import Interval, Totals, bootstrap_interval
 from proteinlm.models import on_meta
 from proteinlm.models.esm import Esm1bConfig
 from proteinlm.models.ngram import NGram, search_grid
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import hidden_positions, protein_losses
+from proteinlm.reproduce.common import (
+    EXPONENTIAL,
+    as_lists,
+    as_totals,
+    compared,
+    finished,
+    folder_name,
+    keep,
+    write_text,
+)
 from proteinlm.sequences.alphabet import ESM1B
 from proteinlm.training.loop import MODEL, claimed, pretrain, read_proteins
 from proteinlm.training.recipe import Batch, Data, Optimiser, Recipe, Run, Schedule
@@ -114,8 +123,6 @@ ORDERINGS = (
 )
 """(better, worse) in the paper."""
 
-EXPONENTIAL = Bootstrap(exponential=True)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -155,14 +162,9 @@ def reproduce(job: Job, device: torch.device, say: Callable[[str], None] = print
             losses[row.name] = losses[twin] if twin else _losses(row, job, proteins, device, say)
             say(f"{row.name}: ECE {_ece(losses[row.name])}" + (f", the same run as {twin}" if twin else ""))
         results = _results(job, store, losses)
-        _write(job.folder / "table1.json", json.dumps(results, indent=1))
-        _write(job.folder / "table1.md", markdown(results))
+        write_text(job.folder / "table1.json", json.dumps(results, indent=1))
+        write_text(job.folder / "table1.md", markdown(results))
     return job.folder / "table1.md"
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 def _twin(row: Row, job: Job) -> str | None:
@@ -191,25 +193,21 @@ def recipe_of_row(row: Row, job: Job) -> Recipe:
 
 def _losses(row: Row, job: Job, proteins: list[str], device: torch.device, say: Callable[[str], None]) -> Totals:
     """Per-protein losses of a row over the hidden residues: from its file, or by running it."""
-    folder = job.folder / row.name.replace(" ", "-").replace("/", "").replace("%", "percent")
+    folder = job.folder / folder_name(row.name)
     path = folder / "losses.json"
     stated = {"row": row.name, **{name: str(value) for name, value in asdict(job).items() if name != "folder"}}
-    if path.exists():
-        saved = json.loads(path.read_text("utf-8"))
-        if saved["job"] != stated:
-            raise InputError(f"{str(path)!r} belongs to another job ({saved['job']}); choose another folder")
-        return np.array(saved["sums"]), np.array(saved["counts"])
-    folder.mkdir(parents=True, exist_ok=True)
+    if (saved := finished(path, stated)) is not None:
+        return as_totals(saved)
     if row.model is None:
-        sums, counts = _ngram(job, proteins, say)
+        losses = _ngram(job, proteins, say)
     else:
         if not pretrain(recipe_of_row(row, job), folder, device, say):
             raise KeyboardInterrupt
         model = checkpoints.load(folder / MODEL).model.to(device)
         objective = MaskedLanguageModel(model.alphabet, Masking())
-        sums, counts = protein_losses(model, objective, proteins, job.seed).hidden
-    _write(path, json.dumps({"job": stated, "sums": sums.tolist(), "counts": counts.tolist()}))
-    return sums, counts
+        losses = protein_losses(model, objective, proteins, job.seed).hidden
+    keep(path, stated, as_lists(losses))
+    return losses
 
 
 def _ngram(job: Job, proteins: list[str], say: Callable[[str], None]) -> Totals:
@@ -242,9 +240,8 @@ def _results(job: Job, store: Store, losses: dict[str, Totals]) -> dict[str, Any
     rows = [{"row": row.name, "paper": row.paper, **asdict(_ece(losses[row.name]))} for row in ROWS]
     orderings = []
     for better, worse in ORDERINGS:
-        gap = bootstrap_difference(losses[better], losses[worse], np.random.default_rng(0), EXPONENTIAL)
-        verdict = "holds" if gap.high < 0 else "reversed" if gap.low > 0 else "not resolved"
-        orderings.append({"better": better, "worse": worse, **asdict(gap), "verdict": verdict})
+        gap = compared(losses[better], losses[worse], EXPONENTIAL, higher=False)
+        orderings.append({"better": better, "worse": worse, **gap})
     scale = asdict(SCALES[job.scale])
     stated = {name: value for name, value in asdict(job).items() if name not in ("folder", "store", "validation")}
     return {

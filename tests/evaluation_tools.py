@@ -1,16 +1,20 @@
 """What the tests of evaluation share: tasks answered without a model, small data folders, runs of the command line."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets_tools import write_table, write_text
+from datasets_tools import write_coordinates, write_table, write_text
 from embedding_tools import RESIDUES
 
 from proteinlm.datasets.sources import SOURCES
 from proteinlm.tasks.base import Ability, ModelFacts, Question, Reply, Result, Task, TaskOptions, TwoRoundTask
 
 ABILITIES: frozenset[Ability] = frozenset(("residues", "logits", "mask", "attentions", "contacts"))
+
+SITES = 4
+"""Places in space; residues at the same one touch, so that a quarter of all pairs are contacts."""
 
 
 def facts(abilities: frozenset[Ability] = ABILITIES) -> ModelFacts:
@@ -59,3 +63,31 @@ def write_held_out(folder: Path, count: int, longest: int = 60) -> dict[str, str
     lines = [line for name, residues in proteins.items() for line in (f">{name}", residues)]
     write_text(folder / SOURCES["held_out"].path, lines)
     return proteins
+
+
+@dataclass(frozen=True)
+class Known:
+    """Site of each residue, by the residues of the chain."""
+
+    sites: dict[str, np.ndarray]
+
+    def contacts(self, residues: str) -> np.ndarray:
+        sites = self.sites[residues]
+        return sites[:, None] == sites
+
+
+def write_structures(folder: Path, count: int = 70, shortest: int = 44) -> Known:
+    """Chains in 14 folds of two superfamilies whose residues stand at four sites, 40 Å apart."""
+    rows, points, known = [], {}, {}
+    for number in range(count):
+        residues, name = protein(shortest + number % 9, number), f"{1000 + number}_A"
+        random = np.random.default_rng([3, number])
+        sites = random.integers(SITES, size=len(residues))
+        points[name] = 40.0 * sites[:, None] * np.array([1.0, 0, 0]) + random.uniform(-1, 1, (len(residues), 3))
+        known[residues] = sites
+        sccs = f"a.{number % 14 + 1}.{number % 28 // 14 + 1}.{number + 1}"
+        rows.append((name, "1", str(len(residues)), name, "", "", sccs, "", "", residues, "C" * len(residues)))
+    columns = "chain start length cluster30 cath scop_sid scop_sccs ec_class384 ec_number sequence ss8"
+    write_table(folder, "chains", columns, rows)
+    write_coordinates(folder, points)
+    return Known(known)

@@ -1,14 +1,12 @@
 """Contacts: what is planted in vectors and maps is told, shuffled ones are chance, relatives stand on one side."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets_tools import write_coordinates, write_table
-from evaluation_tools import answer, facts, options, protein
+from evaluation_tools import SITES, Known, answer, facts, options, write_structures
 
 from proteinlm.datasets.splits import structural_folds
 from proteinlm.errors import InputError
@@ -22,37 +20,6 @@ from proteinlm.tasks.contacts import (
     draw_chains,
     weighted_map,
 )
-
-SITES = 4
-"""Places in space; residues at the same one touch, so that a quarter of all pairs are contacts."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """Site of each residue, by the residues of the chain."""
-
-    sites: dict[str, np.ndarray]
-
-    def contacts(self, residues: str) -> np.ndarray:
-        sites = self.sites[residues]
-        return sites[:, None] == sites
-
-
-def write_structures(folder: Path, count: int = 70) -> Known:
-    """Chains in 14 folds of two superfamilies whose residues stand at four sites, 40 Å apart."""
-    rows, points, known = [], {}, {}
-    for number in range(count):
-        residues, name = protein(44 + number % 9, number), f"{1000 + number}_A"
-        random = np.random.default_rng([3, number])
-        sites = random.integers(SITES, size=len(residues))
-        points[name] = 40.0 * sites[:, None] * np.array([1.0, 0, 0]) + random.uniform(-1, 1, (len(residues), 3))
-        known[residues] = sites
-        sccs = f"a.{number % 14 + 1}.{number % 28 // 14 + 1}.{number + 1}"
-        rows.append((name, "1", str(len(residues)), name, "", "", sccs, "", "", residues, "C" * len(residues)))
-    columns = "chain start length cluster30 cath scop_sid scop_sccs ec_class384 ec_number sequence ss8"
-    write_table(folder, "chains", columns, rows)
-    write_coordinates(folder, points)
-    return Known(known)
 
 
 @pytest.fixture(scope="module")

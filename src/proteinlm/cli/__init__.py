@@ -22,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     generate.generate,
     models.models,
     models.convert,
+    models.contacts_fit,
     models.accelerate,
     corpus.corpus,
     data.data,

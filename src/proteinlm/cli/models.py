@@ -1,9 +1,10 @@
-"""`plm models`, `plm convert` and `plm accelerate`: which models there are, their files, and what makes them fast.
+"""`plm models`, `convert`, `contacts-fit` and `accelerate`: which models there are, their files, what makes them fast.
 
 In: options. Out: lines on standard output, and the files that were asked for.
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +49,31 @@ def convert(model: str, out: Path, layout: str, storage: str | None, download: b
     checkpoint = load(model, download)
     export(checkpoint.model, out, layout, DTYPES[storage or checkpoint.stored])
     click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {checkpoint.digest[:12]}")
+
+
+@click.command("contacts-fit")
+@click.argument("model", metavar="MODEL")
+@click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="The new checkpoint.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the data sets; else $PROTEINLM_DATA.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of chains.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine.")
+def contacts_fit(model: str, out: Path, data: Path | None, seed: int, download: bool, **run: Any) -> None:
+    """Fit a contact head to the attention maps of MODEL on 20 chains of known structure, and save it with the model.
+
+    For ESM-1, ESM-1b, ESM-1v and ESM-2, with or without a contact head. `plm contacts` takes the new checkpoint.
+    """
+    from proteinlm.datasets.sources import data_folder
+    from proteinlm.evaluation.contacts import FitJob, fit_contact_head
+    from proteinlm.inference import RunOptions
+
+    fitted, digest = fit_contact_head(FitJob(model, out, data_folder(data), seed, RunOptions(**run), download))
+    used = int((fitted.weight_M != 0).sum())
+    click.echo(
+        f"{out}: a contact head of {used} of {len(fitted.weight_M)} attention maps, fitted on {fitted.proteins} chains "
+        f"({fitted.pairs:,} pairs, {fitted.contacts:,} contacts), digest {digest[:12]}"
+    )
 
 
 @click.command()

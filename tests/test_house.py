@@ -42,6 +42,7 @@ ORDER = (
     "heads",
     "tasks",
     "evaluation",
+    "prediction",
     "reproduce",
     "api",
     "cli",

@@ -11,7 +11,7 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import corpus, data, embedding, evaluate, generate, models, pretrain, reproduce, variants
+from proteinlm.cli import corpus, data, embedding, evaluate, generate, models, prediction, pretrain, reproduce, variants
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -19,6 +19,8 @@ COMMANDS: tuple[click.Command, ...] = (
     embedding.contacts,
     embedding.merge,
     variants.variants,
+    prediction.predict,
+    prediction.heads,
     generate.generate,
     models.models,
     models.convert,

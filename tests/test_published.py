@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared_data
+from embedding_tools import plm
 from safetensors.torch import load_file
 from tiny_models import tiny
 from torch import Tensor
@@ -39,6 +40,7 @@ ALIASES = {
     "esm1v_t33_650M_UR90S_5": "esm1v_t33_650M_UR90S_5",
     "esm1_t34_670M_UR100": "esm1_t34_670M_UR100",
     "esm1_t6_43M_UR50S": "esm1_t6_43M_UR50S",
+    "esm1_t34_670M_UR50S": "esm1_t34_670M_UR50S",
     "unirep-256": "unirep-256",
 }
 
@@ -51,9 +53,80 @@ def test_names_that_users_type(name: str, nowhere: Path) -> None:
     assert ALIASES[name] in str(raised.value) and str(nowhere / "weights") in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["ProstT5", "Rostlab/ProstT5"])
-def test_models_of_other_architectures_are_known_and_refused(name: str, nowhere: Path) -> None:
-    with pytest.raises(InputError, match="which this version does not support"):
+ROSTLAB = {
+    "prot_bert": ("prot_bert", "vocab.txt"),
+    "Rostlab/prot_bert": ("prot_bert", "vocab.txt"),
+    "ProtBert": ("prot_bert", "vocab.txt"),
+    "prot_bert_bfd": ("prot_bert_bfd", "vocab.txt"),
+    "Rostlab/prot_bert_bfd": ("prot_bert_bfd", "vocab.txt"),
+    "ProtBert-BFD": ("prot_bert_bfd", "vocab.txt"),
+    "Rostlab/prot_albert": ("prot_albert", "spiece.model"),
+    "ProtAlbert": ("prot_albert", "spiece.model"),
+    "Rostlab/prot_xlnet": ("prot_xlnet", "spiece.model"),
+    "ProtXLNet": ("prot_xlnet", "spiece.model"),
+    "Rostlab/prot_electra_discriminator_bfd": ("prot_electra_discriminator_bfd", "vocab.txt"),
+    "ProtElectra-Disc": ("prot_electra_discriminator_bfd", "vocab.txt"),
+    "Rostlab/prot_electra_generator_bfd": ("prot_electra_generator_bfd", "vocab.txt"),
+    "ProtElectra-Gen": ("prot_electra_generator_bfd", "vocab.txt"),
+    "prot_t5_xl_uniref50": ("prot_t5_xl_uniref50", "spiece.model"),
+    "Rostlab/prot_t5_xl_uniref50": ("prot_t5_xl_uniref50", "spiece.model"),
+    "ProtT5-XL-U50": ("prot_t5_xl_uniref50", "spiece.model"),
+    "Rostlab/prot_t5_xl_bfd": ("prot_t5_xl_bfd", "spiece.model"),
+    "ProtT5-XL-BFD": ("prot_t5_xl_bfd", "spiece.model"),
+    "Rostlab/prot_t5_xxl_uniref50": ("prot_t5_xxl_uniref50", "spiece.model"),
+    "ProtT5-XXL-U50": ("prot_t5_xxl_uniref50", "spiece.model"),
+    "Rostlab/prot_t5_xxl_bfd": ("prot_t5_xxl_bfd", "spiece.model"),
+    "ProtT5-XXL-BFD": ("prot_t5_xxl_bfd", "spiece.model"),
+    "Rostlab/prot_t5_xl_half_uniref50-enc": ("prot_t5_xl_half_uniref50-enc", "spiece.model"),
+    "prot_t5": ("prot_t5_xl_half_uniref50-enc", "spiece.model"),
+    "PROT_T5": ("prot_t5_xl_half_uniref50-enc", "spiece.model"),
+}
+"""Names of ProtTrans' models: what each stands for, and the vocabulary that lies beside its weights on the hub."""
+
+
+@pytest.mark.parametrize("name", ROSTLAB)
+def test_prottrans_by_its_names(
+    name: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`plm embed` says which files to put where, in one line; what is put there is what it then looks at."""
+    published, vocabulary = ROSTLAB[name]
+    (nowhere / "in.fasta").write_text(">a\nMKT\n")
+    place = nowhere / "weights" / published
+    embed = ("embed", nowhere / "in.fasta", "-o", nowhere / "out.h5", "--model", name)
+    assert plm(monkeypatch, *embed) == 2
+    error = capsys.readouterr().err
+    files = f"config.json, {vocabulary}, and model.safetensors or pytorch_model.bin"
+    assert f"put the files of Rostlab/{published} ({files}) into {place}" in error and error.count("\n") == 1
+    place.parent.mkdir()
+    # A model of the same architecture in that very place is found and looked into; being a small one, it is refused.
+    checkpoints.export(tiny(PRESETS[published].architecture), place, "hf")
+    assert {path.name for path in place.iterdir()} >= {"config.json", "model.safetensors", vocabulary}
+    assert catalogue.locate(published) == place
+    if published == "prot_electra_discriminator_bfd":
+        assert checkpoints.load(name).source == str(place)
+        return
+    assert plm(monkeypatch, *embed) == 2
+    assert f"{place} is where {published} is looked for, but holds another model" in capsys.readouterr().err
+
+
+def test_every_model_on_the_hub_is_asked_for_by_name() -> None:
+    of_rostlab = {name for name, preset in PRESETS.items() if (preset.repository or "").startswith("Rostlab/")}
+    assert {published for published, _ in ROSTLAB.values()} == of_rostlab and len(of_rostlab) == 11
+    asked = {name.lower() for name in ROSTLAB}
+    assert all(f"rostlab/{name}".lower() in asked for name in of_rostlab)
+
+
+@pytest.mark.parametrize("name", ["ProtTXL", "prottxl-bfd", "ProtElectra"])
+def test_what_was_never_released_says_so(name: str, nowhere: Path) -> None:
+    published = catalogue.published_name(name)
+    message = f"they were never released; put your own as {published}.safetensors into"
+    with pytest.raises(InputError, match=message):
+        checkpoints.load(name)
+
+
+@pytest.mark.parametrize("name", ["ProstT5", "Rostlab/ProstT5", "rostlab/prostt5"])
+def test_models_that_cannot_be_used_are_known_and_refused(name: str, nowhere: Path) -> None:
+    with pytest.raises(InputError, match="cannot be used: it translates between residues and the letters of struct"):
         checkpoints.load(name)
 
 

@@ -23,9 +23,12 @@ WEIGHTS_VARIABLE = "PROTEINLM_WEIGHTS"
 """Environment variable that names the weights folder."""
 
 UNSUPPORTED: dict[str, str] = {
-    "ProstT5": "T5",
+    "ProstT5": "it translates between residues and the letters of structures (3Di), which no alphabet here has",
 }
-"""Models of Rostlab that users ask for by name, and their architecture, which this version does not have."""
+"""Models of Rostlab that users ask for by name, and why they cannot be used."""
+
+SENTENCEPIECE = ("albert", "t5", "t5-encoder", "xlnet")
+"""Architectures whose vocabulary on the hub is `spiece.model`; that of the others is `vocab.txt`."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIGURATION_FILES = ["config.json", "vocab.txt", "spiece.model", "tokenizer.json"]
@@ -59,20 +62,25 @@ def require_preset(name: str) -> tuple[str, Preset]:
     """Published name and preset of a name or alias.
 
     Raises:
-        InputError: the name is unknown, or of an architecture that this version does not have.
+        InputError: the name is unknown, or of a model that this version cannot use.
     """
     published = published_name(name)
     if published is not None:
         return published, PRESETS[published]
-    by_lower = {known.lower(): architecture for known, architecture in UNSUPPORTED.items()}
-    architecture = by_lower.get(name.lower().removeprefix("rostlab/"))
-    if architecture is not None:
-        raise InputError(
-            f"model {name!r} is of architecture {architecture}, which this version does not support; "
-            "`plm models` lists those it does"
-        )
+    if (reason := unsupported(name)) is not None:
+        raise InputError(f"model {name!r} cannot be used: {reason}; `plm models` lists those that can")
     hint = nearest(name, NAMES)
     raise InputError(f"there is no file, folder or model {name!r}{hint or '; `plm models` lists the models'}")
+
+
+def unsupported(name: str) -> str | None:
+    """Why a model that users ask for cannot be used, or None.
+
+    >>> unsupported("rostlab/prostt5").split()[:2], unsupported("prot_t5")
+    (['it', 'translates'], None)
+    """
+    reasons = {known.lower(): reason for known, reason in UNSUPPORTED.items()}
+    return reasons.get(name.lower().removeprefix("rostlab/"))
 
 
 def locate(name: str) -> Path | None:
@@ -137,7 +145,9 @@ def _remedy(name: str, preset: Preset) -> str:
     place = f"put {name}.pt and {name}-contact-regression.pt (fair-esm) into {folder}"
     if preset.repository is None:
         return f"{place}; they are not on the Hugging Face hub"
-    hub = f"the files of {preset.repository} into {folder / name}"
+    vocabulary = "spiece.model" if preset.architecture in SENTENCEPIECE else "vocab.txt"
+    files = f"config.json, {vocabulary}, and model.safetensors or pytorch_model.bin"
+    hub = f"the files of {preset.repository} ({files}) into {folder / name}"
     either = f"{place}, or {hub}" if preset.source.startswith("fair-esm") else f"put {hub}"
     return f"use --download (in Python: download=True), or {either}"
 

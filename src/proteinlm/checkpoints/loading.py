@@ -16,11 +16,11 @@ from proteinlm.checkpoints import fair_esm, huggingface, native
 from proteinlm.checkpoints.baselines import NO_WEIGHTS, counts_model, same_shape
 from proteinlm.checkpoints.catalogue import (
     HUB_ID,
-    UNSUPPORTED,
     published_name,
     require_hub,
     require_preset,
     require_weights,
+    unsupported,
 )
 from proteinlm.checkpoints.contents import Contents, architecture_of, assemble, digest_of, weights_of
 from proteinlm.checkpoints.files import kind_of, read_torch
@@ -86,7 +86,7 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     if name in ENCODINGS:
         model, digest = build_encoding(name)
         return Checkpoint(model, name, name, digest, NO_WEIGHTS)
-    known = published_name(name) is not None or name.removeprefix("Rostlab/") in UNSUPPORTED
+    known = published_name(name) is not None or unsupported(name) is not None
     if not known and HUB_ID.fullmatch(name) and not path.suffix and not name.startswith("."):
         return dataclasses.replace(read(require_hub(name, download)), name=name)
     published, preset = require_preset(name)

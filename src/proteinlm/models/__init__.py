@@ -210,11 +210,11 @@ PRESETS: dict[str, Preset] = {
         "electra-discriminator",
         ElectraConfig(),
         419_932_161,
-        ("prot_electra_discriminator_bfd", "prot_electra"),
+        ("prot_electra_discriminator_bfd", "prot_electra", "ProtElectra-Disc"),
         uncertain=("num_layers", "width", "num_heads", "inner", "embedding_width", "max_positions"),
     ),
     "prot_electra_generator_bfd": _prottrans(
-        "electra-generator", _GENERATOR, 65_215_262, ("prot_electra_generator_bfd",)
+        "electra-generator", _GENERATOR, 65_215_262, ("prot_electra_generator_bfd", "ProtElectra-Gen")
     ),
     "ProtElectra": Preset("electra", ElectraPairConfig(), 444_152_607, "no weights", _NEVER_RELEASED),
     "ProtTXL": _transformer_xl("ProtTXL", 409_306_135),
@@ -230,10 +230,10 @@ PRESETS: dict[str, Preset] = {
     ),
     **dict(
         [
-            _t5("prot_t5_xl_uniref50", "t5", "XL", 2_818_830_336, "prot_t5_xl_u50"),
-            _t5("prot_t5_xl_bfd", "t5", "XL", 2_818_830_336),
-            _t5("prot_t5_xxl_uniref50", "t5", "XXL", 11_274_553_344, "prot_t5_xxl_u50"),
-            _t5("prot_t5_xxl_bfd", "t5", "XXL", 11_274_553_344),
+            _t5("prot_t5_xl_uniref50", "t5", "XL", 2_818_830_336, "prot_t5_xl_u50", "ProtT5-XL-U50"),
+            _t5("prot_t5_xl_bfd", "t5", "XL", 2_818_830_336, "ProtT5-XL-BFD"),
+            _t5("prot_t5_xxl_uniref50", "t5", "XXL", 11_274_553_344, "prot_t5_xxl_u50", "ProtT5-XXL-U50"),
+            _t5("prot_t5_xxl_bfd", "t5", "XXL", 11_274_553_344, "ProtT5-XXL-BFD"),
             # The name alone stands for the file that its authors recommend for vectors.
             _t5("prot_t5_xl_half_uniref50-enc", "t5-encoder", "XL", 1_208_141_824, "prot_t5", "ProtT5"),
         ]

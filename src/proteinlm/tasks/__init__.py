@@ -10,6 +10,7 @@ from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task
 from proteinlm.tasks.contacts import AttentionContacts, HeadContacts, ProjectedContacts
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
+from proteinlm.tasks.localisation import AttendedLocalisation, Localisation
 from proteinlm.tasks.orthologs import OrthologArithmetic
 from proteinlm.tasks.secondary_structure import (
     ConvolutionalSecondaryStructure,
@@ -43,6 +44,8 @@ TASKS: dict[str, Entry] = {
     AttentionContacts.name: Entry(AttentionContacts, published.CONTACTS_ATTENTION),
     HeadContacts.name: Entry(HeadContacts, published.CONTACTS_ATTENTION),
     OrthologArithmetic.name: Entry(OrthologArithmetic),
+    Localisation.name: Entry(Localisation, published.LOCALISATION),
+    AttendedLocalisation.name: Entry(AttendedLocalisation, published.LOCALISATION_ATTENTION),
     VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

@@ -174,3 +174,33 @@ CONTACTS_ATTENTION = _rows(
         "ESM-2 15B": 0.545,
     },
 )
+
+_LOCALISATION = {
+    "ProtT5-XL-U50": (0.81, 0.91),
+    "ProtT5-XL-BFD": (0.77, 0.91),
+    "ProtT5-XXL-U50": (0.79, 0.89),
+    "ProtT5-XXL-BFD": (0.77, 0.90),
+    "ProtBert-BFD": (0.74, 0.89),
+    "ProtBert": (0.74, 0.89),
+    "ProtAlbert": (0.74, 0.88),
+    "ProtXLNet": (0.68, 0.87),
+    "ProtElectra-Gen": (0.59, 0.85),
+    "ProtElectra-Disc": (0.70, 0.86),
+    "ProtTXL": (0.66, 0.85),
+    "ProtTXL-BFD": (0.65, 0.86),
+    "SeqVec": (0.68, 0.87),
+}
+
+LOCALISATION = tuple(
+    line
+    for place, measure in enumerate(("Q10", "Q2"))
+    for line in _rows(
+        "Elnaggar et al. 2021, localisation, on DeepLoc's test set",
+        f"{measure}, network",
+        {model: values[place] for model, values in _LOCALISATION.items()},
+    )
+)
+
+LOCALISATION_ATTENTION = _rows(
+    "Stärk et al. 2021, on DeepLoc's test set", "Q10", {"ProtBert-BFD": 0.80, "ESM-1b": 0.83, "ProtT5-XL-U50": 0.86}
+)

@@ -36,7 +36,7 @@ $(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) --editable '.[leakage,parquet,plot,structures,tensorboard,test,dev]'
+	$(PIP) --editable '.[figures,leakage,parquet,plot,structures,tensorboard,test,dev]'
 	@touch $@
 
 demo: $(VENV)/installed

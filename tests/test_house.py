@@ -42,6 +42,7 @@ ORDER = (
     "heads",
     "tasks",
     "evaluation",
+    "figures",
     "prediction",
     "reproduce",
     "api",
@@ -65,7 +66,7 @@ FORBIDDEN_CALLS = {
     "random.seed": "pass a generator",
 }
 
-IMPORTED_AS = {"backports": "backports.zstd"}
+IMPORTED_AS = {"backports": "backports.zstd", "sklearn": "scikit-learn"}
 """Distributions whose import name is another."""
 
 STANDARD_LIBRARY = sys.stdlib_module_names | {"compression"}
@@ -251,7 +252,9 @@ def test_dependencies_are_justified_and_used() -> None:
         f"docs/dependencies.md has no line for {everything - told}; too many: {told - everything}"
     )
 
-    optional = {distribution(item) for name in ("leakage", "parquet", "plot", "structures") for item in extras[name]}
+    optional = {
+        distribution(item) for name in ("figures", "leakage", "parquet", "plot", "structures") for item in extras[name]
+    }
     core = {distribution(item) for item in project()["dependencies"]}
     used = {
         IMPORTED_AS.get(name.split(".")[0], name.split(".")[0].replace("_", "-"))
@@ -329,7 +332,7 @@ def test_help_starts_without_heavy_imports() -> None:
         "sys.argv = ['plm', '--help']\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {'torch', 'numpy', 'h5py', 'pyarrow', 'matplotlib', 'huggingface_hub', 'safetensors'}\n"
+        "heavy = {'torch', 'numpy', 'h5py', 'pyarrow', 'matplotlib', 'sklearn', 'huggingface_hub', 'safetensors'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

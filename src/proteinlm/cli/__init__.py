@@ -11,7 +11,19 @@ import sys
 import click
 
 from proteinlm import __version__
-from proteinlm.cli import corpus, data, embedding, evaluate, generate, models, prediction, pretrain, reproduce, variants
+from proteinlm.cli import (
+    corpus,
+    data,
+    embedding,
+    evaluate,
+    figures,
+    generate,
+    models,
+    prediction,
+    pretrain,
+    reproduce,
+    variants,
+)
 from proteinlm.errors import InputError
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -34,6 +46,7 @@ COMMANDS: tuple[click.Command, ...] = (
     evaluate.evaluate,
     evaluate.report,
     evaluate.compare,
+    figures.figures,
     reproduce.reproduce,
 )
 """Every command, and every group of commands."""

@@ -92,6 +92,27 @@ def draw_pairs(places_SC: np.ndarray, residues: tuple[str, ...], count: int, ran
     return Family("", residues, pairs)
 
 
+def draw_family(alignment: Alignment, sequences: int, count: int, random: np.random.Generator) -> Family:
+    """Draw distinct sequences of an alignment, and pairs between them.
+
+    Args:
+        alignment: of a family. sequences: at most. count: pairs of each kind at most. random: of both draws.
+
+    Raises:
+        InputError: fewer than two distinct sequences.
+    """
+    rows: dict[str, int] = {}
+    for row in random.permutation(len(alignment)):
+        residues = alignment.residues(int(row))
+        if residues and len(rows) < sequences:
+            rows.setdefault(residues, int(row))
+    if len(rows) < 2:
+        raise InputError(f"{alignment.id} has {len(rows)} distinct sequences; an alignment has two or more")
+    places_SC = np.stack([alignment.residue_of_column(row) for row in rows.values()])
+    found = draw_pairs(places_SC, tuple(rows), count, random)
+    return Family(alignment.id, found.residues, found.pairs)
+
+
 def cosines(vectors_RD: Float[np.ndarray, "R D"], starts: np.ndarray, pairs: Pairs) -> Float[np.ndarray, "P"]:
     """Cosine of the two vectors of each pair, 0 where one of them is zero.
 
@@ -123,26 +144,14 @@ class FamilyAlignment(Task):
         if self.options.quick:
             alignments = [*alignments[: QUICK_FAMILIES - 1], alignments[-2]]
         random = self.random()
-        self.families = [self._family(alignment, random) for alignment in alignments]
+        sizes = (QUICK_SEQUENCES, QUICK_PAIRS) if self.options.quick else (SEQUENCES, PAIRS)
+        self.families = [draw_family(alignment, *sizes, random) for alignment in alignments]
         self.numbers: dict[tuple[int, int], int] = {}
         self.vectors: dict[int, np.ndarray] = {}
         for family, content in enumerate(self.families):
             for sequence, residues in enumerate(content.residues):
                 self.numbers[family, sequence] = len(self.numbers)
                 yield Question(residues, Wanted(kept=True, layer=self.options.layer))
-
-    def _family(self, alignment: Alignment, random: np.random.Generator) -> Family:
-        """Distinct sequences of an alignment, and pairs between them."""
-        rows: dict[str, int] = {}
-        for row in random.permutation(len(alignment)):
-            residues = alignment.residues(int(row))
-            if residues and len(rows) < (QUICK_SEQUENCES if self.options.quick else SEQUENCES):
-                rows.setdefault(residues, int(row))
-        if len(rows) < 2:
-            raise InputError(f"{alignment.id} has {len(rows)} distinct sequences; an alignment has two or more")
-        places_SC = np.stack([alignment.residue_of_column(row) for row in rows.values()])
-        found = draw_pairs(places_SC, tuple(rows), QUICK_PAIRS if self.options.quick else PAIRS, random)
-        return Family(alignment.id, found.residues, found.pairs)
 
     def collect(self, number: int, reply: Reply) -> None:
         """Keep the view of the vectors on disk."""

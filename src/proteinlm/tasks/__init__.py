@@ -7,6 +7,7 @@ calls a model: `evaluation` does. `published` holds the papers' figures.
 from proteinlm.tasks import published
 from proteinlm.tasks.alignment import FamilyAlignment
 from proteinlm.tasks.base import Entry, Published, Question, Reply, Result, Task, TaskOptions, TwoRoundTask, Wanted
+from proteinlm.tasks.conservation import Conservation
 from proteinlm.tasks.contacts import AttentionContacts, HeadContacts, ProjectedContacts
 from proteinlm.tasks.homology import CathHomology, ScopHomology
 from proteinlm.tasks.language import Language
@@ -46,6 +47,7 @@ TASKS: dict[str, Entry] = {
     OrthologArithmetic.name: Entry(OrthologArithmetic),
     Localisation.name: Entry(Localisation, published.LOCALISATION),
     AttendedLocalisation.name: Entry(AttendedLocalisation, published.LOCALISATION_ATTENTION),
+    Conservation.name: Entry(Conservation),
     VariantEffects.name: Entry(VariantEffects, published.VARIANTS),
 }
 """Tasks by the name that `plm evaluate --tasks` takes, in the order of the report."""

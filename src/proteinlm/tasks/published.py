@@ -145,13 +145,34 @@ _CONTACTS_TABLE_3 = {
     "ESM-1b": (0.492, 0.435, 0.428),
 }
 
-CONTACTS_LINEAR = tuple(
-    line
-    for place, level in enumerate(("family", "superfamily", "fold"))
-    for line in _rows(
-        f"{_RIVES} 3", f"P@L, long, {level}", {model: values[place] for model, values in _CONTACTS_TABLE_3.items()}
-    )
+_RESNET = "by a deep residual network on RaptorX's test set, for orientation"
+
+CONTACTS_LINEAR = (
+    *(
+        line
+        for place, level in enumerate(("family", "superfamily", "fold"))
+        for line in _rows(
+            f"{_RIVES} 3", f"P@L, long, {level}", {model: values[place] for model, values in _CONTACTS_TABLE_3.items()}
+        )
+    ),
+    *_rows(
+        f"{_RIVES} 5, {_RESNET}",
+        "P@L, long, superfamily",
+        {
+            "LSTM S": 0.241,
+            "LSTM L": 0.278,
+            "T-6": 0.302,
+            "T-12": 0.377,
+            "T-34 untrained": 0.163,
+            "T-34 UR100": 0.327,
+            "T-34 UR50/S": 0.502,
+            "T-34 UR50/D": 0.500,
+            "ESM-1b": 0.569,
+        },
+    ),
+    *_rows(f"{_RIVES} 8, {_RESNET}", "P@L, long, superfamily", {"UniRep": 0.219, "SeqVec": 0.290, "TAPE": 0.232}),
 )
+"""Linear projections of UniRep, SeqVec and TAPE were not published."""
 
 CONTACTS_ATTENTION = _rows(
     "README of fair-esm, 14,842 proteins",

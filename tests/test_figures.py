@@ -25,7 +25,7 @@ from proteinlm.figures.cosines import AlignmentCosines
 from proteinlm.figures.projection import nearest_alike, principal_components
 from proteinlm.figures.run import FiguresJob, draw_figures
 from proteinlm.figures.strips import TRUTH, SecondaryStructureStrips
-from proteinlm.figures.style import COLOURS, MARKERS, marks
+from proteinlm.figures.style import COLOURS, MARKERS, marks, spread
 from proteinlm.inference import RunOptions
 from proteinlm.models.base import ProteinModel, Want
 from proteinlm.sequences.alphabet import STANDARD
@@ -313,6 +313,16 @@ def test_two_results_group_by_group(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_colours_and_markers_tell_labels_apart() -> None:
     found = marks([str(number) for number in range(24)])
     assert len(set(found.values())) == 24 and len(set(COLOURS)) == len(set(MARKERS)) == 8
+
+
+def test_letters_are_spread_until_none_overlap() -> None:
+    places = np.random.default_rng(0).uniform(size=(16, 2))
+    places[:4] = 0.5
+    found = spread(places, 0.08)
+    apart = np.hypot(*(found[:, None] - found[None]).transpose(2, 0, 1)) + np.eye(16)
+    assert apart.min() > 0.0799
+    far = np.array([[0.0, 0.0], [1.0, 1.0]])
+    assert (spread(far, 0.1) == far).all(), "what does not overlap stays"
 
 
 def test_a_table_is_written_as_it_stands(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ SHORTEST, LONGEST = 60, 160
 """Residues of the chains that are shown."""
 
 CANDIDATES = 400
-KINDS = {"contact": ("0.75", "s"), "right": (BLUE, "s"), "wrong": (VERMILLION, "x")}
+KINDS = {"contact": ("0.7", "s"), "right": (BLUE, "s"), "wrong": (VERMILLION, "x")}
 """Colour and marker of what is drawn."""
 
 
@@ -49,7 +49,7 @@ class ContactMaps(Figure):
     """True and predicted contacts."""
 
     name = "contacts"
-    title = "Contacts: the structure above the diagonal, the L likeliest pairs below"
+    title = "Contacts: structure above the diagonal, L likeliest pairs below"
     source = "Rives et al. 2021, Figures 5 and S7"
     needs = (frozenset(("contacts",)), frozenset(("attentions",)))
     sources = ("chains", "coordinates")
@@ -136,7 +136,7 @@ def _map(axis: Any, part: Table) -> None:
         i, j = mine.numbers("i"), mine.numbers("j")
         size = 900 / length
         if kind == "contact":
-            axis.scatter(j, i, s=size, c="0.35", marker=marker, linewidths=0)
+            axis.scatter(j, i, s=size, c=colour, marker=marker, linewidths=0)
         axis.scatter(i, j, s=size, c=colour, marker=marker, linewidths=0 if marker == "s" else 0.9)
     axis.plot([1, length], [1, length], color="0.6", linewidth=0.6)
     axis.set(xlim=(0, length + 1), ylim=(length + 1, 0), aspect="equal", xlabel="residue", ylabel="residue")

@@ -74,11 +74,14 @@ def draw(table: Table) -> Any:
     scatter.scatter(x, y, s=14, c=BLUE, alpha=0.6, linewidths=0)
     scatter.set(xlabel=second, ylabel=first, aspect="equal", xlim=(low - pad, high + pad), ylim=(low - pad, high + pad))
     scatter.set_title(f"above the diagonal: {np.mean(y > x):.0%}, below: {np.mean(y < x):.0%}", fontsize=9)
-    histogram.hist(y - x, bins=31, color=BLUE, alpha=0.7)
+    histogram.hist(y - x, bins=min(31, 2 + round(len(table) ** 0.5)), color=BLUE, alpha=0.7)
+    histogram.yaxis.get_major_locator().set_params(integer=True)
     histogram.axvline(0, color=GREY, linewidth=1)
     histogram.set(xlabel=f"{first} minus {second}", ylabel="groups")
     histogram.set_title(f"mean of the differences: {np.mean(y - x):+.3f}", fontsize=9)
     for axis in (scatter, histogram):
         axis.tick_params(labelsize=7)
+        axis.xaxis.label.set_size(8)
+        axis.yaxis.label.set_size(8)
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -15,11 +15,14 @@ from proteinlm.datasets.annotations import OrthologousProtein, read_orthologs
 from proteinlm.errors import InputError
 from proteinlm.figures.base import Columns, Figure, Panel, Table
 from proteinlm.figures.projection import principal_components
-from proteinlm.figures.style import legend, marks, new_figure
+from proteinlm.figures.style import legend, marks, new_figure, spread
 from proteinlm.tasks.base import Question, Reply, Wanted
 from proteinlm.tasks.orthologs import single_copies
 
 GENES = SPECIES = 4
+
+LETTER = 0.055
+"""What a letter takes of a panel's width."""
 
 
 def choose(proteins: tuple[OrthologousProtein, ...]) -> list[OrthologousProtein]:
@@ -90,19 +93,27 @@ class SpeciesOrthology(Figure):
         figure = new_figure(3.4 * len(panels) + 2.4, 3.9, self.title)
         for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             part = table.where("panel", panel)
-            for gene, (colour, _) in of.items():
-                mine = part.where("gene", gene)
-                x, y = mine.numbers("x"), mine.numbers("y")
-                axis.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
-                for letter, place in zip(mine.columns["letter"], zip(x, y, strict=True), strict=True):
-                    axis.text(*place, letter, color=colour, fontsize=9, weight="bold", ha="center", va="center")
+            _letters(axis, part, [of[gene][0] for gene in part.columns["gene"]])
             axis.set_title(panel, fontsize=9)
             axis.set_xlabel(f"component 1 ({part.columns['share_x'][0]:.0%} of variance)", fontsize=8)
             axis.set_ylabel(f"component 2 ({part.columns['share_y'][0]:.0%})", fontsize=8)
             axis.tick_params(labelsize=7)
             axis.locator_params(nbins=5)
-            axis.margins(0.1)
         species = dict(zip(table.columns["letter"], table.columns["species"], strict=True))
         names = "\n".join(f"{letter}  {name.replace('_', ' ')}" for letter, name in sorted(species.items()))
         legend(figure, {gene: (colour, "s") for gene, (colour, _) in of.items()}, f"{names}\n\northogroup")
         return figure
+
+
+def _letters(axis: Any, part: Table, colours: list[str]) -> None:
+    """A dot at each place, and its letter as near to it as the other letters allow, with a line between the two."""
+    places_N2 = np.stack([part.numbers("x"), part.numbers("y")], axis=1)
+    low, high = places_N2.min(axis=0), places_N2.max(axis=0)
+    size = np.where(high > low, high - low, 1.0)
+    letters_N2 = spread((places_N2 - low) / size + [0.02, 0.03], LETTER) * size + low
+    for letter, place, at, colour in zip(part.columns["letter"], places_N2, letters_N2, colours, strict=True):
+        axis.plot(*np.stack([place, at], axis=1), color=colour, linewidth=0.5, alpha=0.6)
+        axis.text(*at, letter, color=colour, fontsize=9, weight="bold", ha="center", va="center")
+    axis.scatter(*places_N2.T, s=5, c=colours)
+    axis.set_xlim(low[0] - 0.12 * size[0], high[0] + 0.14 * size[0])
+    axis.set_ylim(low[1] - 0.12 * size[1], high[1] + 0.14 * size[1])

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from proteinlm.checkpoints.files import atomic_file
 from proteinlm.errors import InputError
 from proteinlm.evaluation.plots import svg
@@ -50,6 +53,33 @@ def marks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
         label: (COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)])
         for number, label in enumerate(labels)
     }
+
+
+def spread(places_N2: Float[np.ndarray, "N 2"], apart: float) -> Float[np.ndarray, "N 2"]:
+    """Places moved as little as needed until no two are nearer than `apart`, so that letters there do not overlap.
+
+    >>> spread(np.zeros((2, 2)), 1.0).round(3).tolist()
+    [[-0.5, 0.0], [0.5, 0.0]]
+    """
+    found, count = places_N2.astype(np.float64).copy(), len(places_N2)
+    for _ in range(1000):
+        moved = False
+        for one in range(count):
+            for other in range(one + 1, count):
+                step = found[other] - found[one]
+                length = float(np.hypot(*step))
+                if length >= apart - 1e-9:
+                    continue
+                # Two that coincide part in a direction of their own, so that three do not stay on a line.
+                turn = 2 * np.pi * one / count
+                step = step / length if length > 0 else np.array([np.cos(turn), np.sin(turn)])
+                push = (apart - length) / 2 * step
+                found[one] -= push
+                found[other] += push
+                moved = True
+        if not moved:
+            break
+    return found
 
 
 def scatter(axis: Any, points: Table, of: Mapping[str, tuple[str, str]]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from proteinlm.metrics import Interval
 from proteinlm.reproduce.probes import MEASURES
 
-VERDICTS = ("holds", "reversed", "not resolved")
+VERDICTS = {"holds": "hold", "reversed": "are reversed", "not resolved": "are not resolved"}
+"""Of one ordering -> of many."""
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -88,10 +89,18 @@ def _scores(results: dict[str, Any]) -> list[str]:
 
 
 def _orderings(results: dict[str, Any]) -> list[str]:
-    lines = ["## The paper's orderings", ""]
+    lines = [
+        "## The paper's orderings",
+        "",
+        "Differences in percent, by a paired bootstrap: each resample draws the same chains or proteins for both "
+        "models. An ordering holds, or is reversed, where the interval leaves 0 out; of twenty pairs that do not "
+        "differ at all, one would be expected to.",
+        "",
+    ]
     for measure in MEASURES:
         ours = [one for one in results["orderings"] if one["measure"] == measure]
-        counted = ", ".join(f"{sum(one['verdict'] == verdict for one in ours)} {verdict}" for verdict in VERDICTS)
+        verdicts = [one["verdict"] for one in ours]
+        counted = ", ".join(f"{verdicts.count(one)} {of_many}" for one, of_many in VERDICTS.items())
         lines.append(f"- {measure}: of {len(ours)} pairs that the paper has apart, {counted}.")
     for other in ("untrained", results["baseline"]["row"]):
         for measure in MEASURES:

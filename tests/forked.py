@@ -78,7 +78,8 @@ def _plm(arguments: tuple[str, ...], output: Path) -> None:
         main()
 
 
-def _start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+def start(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """A function of a module that can be imported, under way in a process of its own."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork a server, nor kill -9")
     context = multiprocessing.get_context("forkserver")
@@ -88,7 +89,8 @@ def _start(target: Callable[..., None], *arguments: object) -> ForkServerProcess
     return process
 
 
-def _ended(process: ForkServerProcess) -> int:
+def ended(process: ForkServerProcess) -> int:
+    """The exit code of a process, once it has one."""
     process.join(SECONDS)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
@@ -96,7 +98,7 @@ def _ended(process: ForkServerProcess) -> int:
 
 def embed_in_a_process(job: EmbedJob, death: Death | None = None) -> bool:
     """Run a job, to be killed at that moment; whether it came to its end before."""
-    code = _ended(_start(_embed, job, death))
+    code = ended(start(_embed, job, death))
     assert code in (0, -signal.SIGKILL), f"the run ended with {code}"
     return code == 0
 
@@ -104,7 +106,7 @@ def embed_in_a_process(job: EmbedJob, death: Death | None = None) -> bool:
 @contextmanager
 def plm_in_a_process(arguments: tuple[object, ...], output: Path) -> Iterator[ForkServerProcess]:
     """A `plm` command under way; what it prints goes to `output`. Killed at the end if it still runs."""
-    process = _start(_plm, tuple(map(str, arguments)), output)
+    process = start(_plm, tuple(map(str, arguments)), output)
     try:
         yield process
     finally:

@@ -3,18 +3,23 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets_tools import write_table
 from evaluation_tools import write_structures
+from forked import Death, await_death
 
 from proteinlm.checkpoints import Checkpoint
 from proteinlm.datasets.localisation import LOCATIONS
 from proteinlm.datasets.secondary_structure import SS3, SS3_OF_SS8, SS8
+from proteinlm.embedding.progress import Silent
 from proteinlm.heads.contact import ContactRegression
 from proteinlm.heads.layers import Head
 from proteinlm.heads.network import CnnConfig, FnnConfig, PooledFnn, ResidueCnn, build
 from proteinlm.heads.store import Features, FittedHead
 from proteinlm.models.base import ProteinModel
+from proteinlm.prediction import predicting
 from proteinlm.prediction.bundle import HEADS, BundleCard, save_bundle
+from proteinlm.prediction.job import PredictJob, predict_file
 from proteinlm.prediction.maps import CLASSES, TASK, as_probe
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -94,14 +99,21 @@ def random_heads(checkpoint: Checkpoint, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def predict_until(job: PredictJob, block: int, death: Death | None) -> None:
+    """Run a job in blocks of so many records, to be killed at that moment."""
+    torch.set_num_threads(1)
+    predicting.BLOCK_RECORDS = block
+    if death is not None:
+        await_death(death)
+    predict_file(job, Silent(), lambda text: None)
+
+
 def maps_of(model: ProteinModel) -> int:
     return model.config.num_layers * model.config.num_heads  # type: ignore[no-any-return, union-attr]
 
 
 def contact_head(checkpoint: Checkpoint, seed: int = 0) -> FittedHead:
     """A regression with random weights, a quarter of them 0."""
-    import torch
-
     weight_M = torch.randn(maps_of(checkpoint.model), generator=torch.Generator().manual_seed(seed)) * 20
     weight_M[::4] = 0
     probe = as_probe(ContactRegression(weight_M, -1.0, 20, 1000, 30, 5, 0.0))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from embedding_tools import LONGEST, digests, made_up, plm, save_model, write_fasta
-from prediction_tools import contact_head, random_heads
+from forked import Death, ended, start
+from prediction_tools import contact_head, predict_until, random_heads
 from tiny_models import tiny
 
 import proteinlm
@@ -243,6 +245,42 @@ def test_a_killed_run_goes_on(
     assert digests(out) == digests(tmp_path / "whole") and len(digests(out)) == 6
     again = predicted(model, heads, fasta, out)
     assert again.already and replace(again, already=False) == counts
+
+
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_before_a_file_operation(stride: int, model: str, heads: Path, fasta: str, tmp_path: Path) -> None:
+    """kill -9 at file operations from the first to the last, the moving of the finished files among them."""
+    predicted(model, heads, fasta, tmp_path / "whole")
+    expected, moment, code = digests(tmp_path / "whole"), 1, -signal.SIGKILL
+    while code != 0:
+        out = tmp_path / f"out{moment}"
+        todo = PredictJob(fasta, out, model, heads, options=FP32)
+        code = ended(start(predict_until, todo, 7, Death(moment, out)))
+        assert code in (0, -signal.SIGKILL)
+        assert predicted(model, heads, fasta, out).records == 13
+        assert digests(out) == expected
+        moment += stride
+    assert moment > 25
+
+
+def test_another_run_that_was_stopped_is_not_lost(
+    model: str, heads: Path, fasta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(job.Output, "finish", stopped)
+        predicted(model, heads, fasta, out)
+    before = digests(out)
+    with pytest.raises(InputError, match=r"another run that was stopped \(input digest"):
+        predicted(model, heads, write_fasta(tmp_path / "other.fasta", made_up(3)), out)
+    assert digests(out) == before
+    (out / "unfinished" / "residues.tsv").write_text("")
+    with pytest.raises(InputError, match="lost something of what was finished"):
+        predicted(model, heads, fasta, out)
+
+
+def stopped(self: job.Output) -> None:
+    raise KeyboardInterrupt
 
 
 def test_another_run_is_not_mixed_in(model: str, heads: Path, fasta: str, tmp_path: Path) -> None:

@@ -176,16 +176,10 @@ class Output:
         self.job, self.provenance = job, provenance
         self.work, self.counts = job.out / UNFINISHED, Counts()
         self.tables = {**files(heads), REFUSED: list(REFUSED_COLUMNS)}
-        names = [*self.tables, SUMMARY]
-        sizes = dict.fromkeys(names, 0)
-        state = self.work / STATE
-        if state.exists():
-            told = read_json(state)
-            if told["provenance"] == provenance:
-                sizes, self.counts = told["sizes"], Counts(**told["counts"])
+        sizes = self._resumed([*self.tables, SUMMARY])
         with told_as_input_error(self.work):
             (self.work / FIGURES).mkdir(exist_ok=True)
-            self.handles = {name: (self.work / name).open("a", encoding="utf-8", newline="") for name in names}
+            self.handles = {name: (self.work / name).open("a", encoding="utf-8", newline="") for name in sizes}
             for name, handle in self.handles.items():
                 os.truncate(self.work / name, sizes[name])
                 handle.seek(sizes[name])
@@ -195,6 +189,36 @@ class Output:
         for name, columns in self.tables.items():
             if not sizes[name]:
                 self.writers[name].writerow(columns)
+
+    def _resumed(self, names: list[str]) -> dict[str, int]:
+        """Bytes of each file that are kept from a killed run, whose counts are taken over; 0 where there was none.
+
+        Raises:
+            InputError: another run is unfinished here.
+        """
+        state = self.work / STATE
+        if not state.exists():
+            return dict.fromkeys(names, 0)
+        told = read_json(state)
+        if different := differences(told["provenance"], self.provenance):
+            raise InputError(
+                f"{str(self.work)!r} holds another run that was stopped ({'; '.join(different)}); remove it, or choose "
+                "another -o"
+            )
+        with told_as_input_error(self.work):
+            for name in (*names, FIGURES):
+                # Killed while the files were being moved to their places.
+                if (self.job.out / name).exists() and not (self.work / name).exists():
+                    os.replace(self.job.out / name, self.work / name)
+        sizes: dict[str, int] = told["sizes"]
+        for name in names:
+            path = self.work / name
+            if not path.exists() or path.stat().st_size < sizes[name]:
+                raise InputError(
+                    f"{path} lost something of what was finished; remove {str(self.work)!r}, and run again"
+                )
+        self.counts = Counts(**told["counts"])
+        return sizes
 
     def add(self, item: Prediction | Refused, show: Callable[[str], None]) -> None:
         """Write one protein, or the reason why it was refused."""
@@ -234,18 +258,15 @@ class Output:
 
     def finish(self) -> None:
         """Move everything to its place, and say last how it came to be."""
-        if not self.counts.refused:
-            (self.work / REFUSED).unlink()
+        kept = [name for name in (*self.tables, SUMMARY) if name != REFUSED or self.counts.refused]
+        if self.counts.figures:
+            kept.append(FIGURES)
+        told = {**self.provenance, "counts": vars(self.counts)}
         with told_as_input_error(self.job.out):
-            for name in (*self.tables, SUMMARY):
-                if (self.work / name).exists():
-                    os.replace(self.work / name, self.job.out / name)
-            if self.counts.figures:
-                os.replace(self.work / FIGURES, self.job.out / FIGURES)
+            (self.work / PROVENANCE).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+            for name in (*kept, PROVENANCE):
+                os.replace(self.work / name, self.job.out / name)
             to_disk(self.job.out)
-        with atomic_file(self.job.out / PROVENANCE) as temporary:
-            told = {**self.provenance, "counts": vars(self.counts)}
-            temporary.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
 
 
 def _provenance(

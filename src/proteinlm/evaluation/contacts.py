@@ -48,14 +48,20 @@ def fit_contact_head(job: FitJob) -> tuple[ContactRegression, str]:
     """
     if job.out.exists():
         raise InputError(f"{str(job.out)!r} is there already; choose another -o or remove it")
+    fitted = _fitted(job)
+    # The runner laid the weights out for speed, so that they are read once more.
+    checkpoint = load(job.model)
+    model = with_fitted_head(checkpoint.model, fitted)
+    save(model, job.out, checkpoint.name, checkpoint.licence)
+    return fitted, digest_of(model)
+
+
+def _fitted(job: FitJob) -> ContactRegression:
+    """The regression; model and maps are let go of."""
     checkpoint = load(job.model, job.download)
     require_place(checkpoint)
     drawn = draw_chains(job.data, job.seed, 0, checkpoint.model.max_residues)
-    fitted = fit_contact_rows(attention_rows(Runner(checkpoint.model, job.run), drawn))
-    # The runner has laid the weights out for speed, so that they are read once more.
-    model = with_fitted_head(load(job.model).model, fitted)
-    save(model, job.out, checkpoint.name, checkpoint.licence)
-    return fitted, digest_of(model)
+    return fit_contact_rows(attention_rows(Runner(checkpoint.model, job.run), drawn))
 
 
 def require_place(checkpoint: Checkpoint) -> None:

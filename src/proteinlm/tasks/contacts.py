@@ -58,6 +58,8 @@ LONGEST_TRAINING_CHAIN = 200
 """Residues: what 20 chains have in all maps of 33 layers of 20 heads then stays below 1 GB."""
 
 TEST_CHAINS, QUICK_TEST_CHAINS = 500, 60
+MAPS_AT_ONCE = 32
+"""Of which several copies are held while they are summed up."""
 
 Precisions = dict[tuple[str, str], tuple[int, int]]
 """(range, fraction) -> contacts and pairs taken, of one chain (`heads.scores.contact_precision`)."""
@@ -73,10 +75,12 @@ def weighted_map(maps_MLL: np.ndarray, weight_M: torch.Tensor) -> Float[np.ndarr
     >>> bool(np.abs(weighted_map(maps, torch.tensor([0.0, 0.0, 0.0]))).max() == 0)
     True
     """
-    used = torch.nonzero(weight_M)[:, 0]
-    maps_ULL = torch.from_numpy(maps_MLL)[used].float()
-    corrected_ULL = average_product_correction(maps_ULL + maps_ULL.transpose(1, 2))
-    return torch.einsum("u,uij->ij", weight_M[used], corrected_ULL).numpy()
+    total_LL = torch.zeros(maps_MLL.shape[1:])
+    for used in torch.nonzero(weight_M)[:, 0].split(MAPS_AT_ONCE):
+        maps_ULL = torch.from_numpy(maps_MLL)[used].float()
+        corrected_ULL = average_product_correction(maps_ULL + maps_ULL.transpose(1, 2))
+        total_LL += torch.einsum("u,uij->ij", weight_M[used], corrected_ULL)
+    return total_LL.numpy()
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from corpus_tools import example_store
 from embedding_tools import plm
 from tiny_models import tiny
 
-from proteinlm.cli import reproduce as command
+from proteinlm.cli.reproduce import reproduce as command
 from proteinlm.corpora.split import SplitOptions, is_held_out
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import hidden_positions, protein_losses
-from proteinlm.reproduce import table1
+from proteinlm.reproduce import prottrans, table1
 from proteinlm.reproduce.table1 import ORDERINGS, ROWS, SCALES, Job, Scale, recipe_of_row
 from proteinlm.sequences.alphabet import ESM1B
 
@@ -97,7 +97,10 @@ def test_what_cannot_be_used_is_refused_before_anything_is_run(job: Job, tmp_pat
 
 
 def test_the_command_prints_the_table(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    assert tuple(SCALES) == command.SCALES
+    for scales, name in ((SCALES, "table1"), (prottrans.SCALES, "prottrans")):
+        told = next(option.help for option in command.params if option.name == "scale")
+        *others, last = scales
+        assert f"{name}: {', '.join(others)} or {last}" in told
     options = ["--store", job.store, "--validation", job.validation, "--seed", job.seed, "--device", "cpu"]
     assert plm(monkeypatch, "reproduce", "table1", *options, "--scale", "tiny", "-o", job.folder) == 0
     assert capsys.readouterr().out == (job.folder / "table1.md").read_text()

@@ -12,7 +12,6 @@ from proteinlm.cli.common import say
 from proteinlm.errors import InputError
 
 TABLES = ("table1", "prottrans")
-SCALES = ("tiny", "small", "full")
 
 
 @click.command()
@@ -20,7 +19,9 @@ SCALES = ("tiny", "small", "full")
 @click.option("--store", required=True, help="Corpus store; for table1 with clusters.")
 @click.option("--validation", required=True, help="FASTA file of held-out proteins.")
 @click.option("--data", type=click.Path(path_type=Path), help="prottrans: labelled sets; else $PROTEINLM_DATA.")
-@click.option("--scale", type=click.Choice(SCALES), default="tiny", show_default=True, help="Size of the models.")
+@click.option(
+    "--scale", default="tiny", show_default=True, help="table1: tiny, small or full; prottrans: tiny, short or small."
+)
 @click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder for results.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

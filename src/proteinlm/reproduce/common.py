@@ -6,8 +6,10 @@ paper whether it holds here, is reversed, or cannot be told.
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
@@ -153,6 +155,7 @@ def _wait(process: BaseProcess) -> None:
 
 def _train(recipe: Recipe, folder: Path, device: str) -> None:
     """What the process does; ends it with an exit code where the run did not finish."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hands it on; training itself listens again
     keep_freed_memory()
     path, held = folder / "memory.json", peak_memory()
@@ -169,3 +172,11 @@ def _train(recipe: Recipe, folder: Path, device: str) -> None:
     write_text(path, json.dumps(found))
     if not done:
         sys.exit(NOT_FINISHED)
+
+
+def _end_with_parent() -> None:
+    """Stop this process, as a signal would, once the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process was started by another"
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -181,7 +181,8 @@ _SHRUNK = {
 }  # fmt: skip
 
 SCALES = {
-    "tiny": Scale(_SHRUNK, steps=150, tokens=2048, crop=64, validation=60, sizes=Sizes(60, 40, 600, 300, longest=400)),
+    "tiny": Scale(_SHRUNK, steps=100, tokens=2048, crop=64, validation=60, sizes=Sizes(60, 40, 600, 300, longest=400)),
+    "short": Scale(steps=500),
     "small": Scale(),
 }
 

@@ -22,7 +22,8 @@ from proteinlm.heads.calibration import softmax
 from proteinlm.heads.linear import LinearProbe
 from proteinlm.heads.store import FittedHead
 from proteinlm.prediction.bundle import HEADS, load_bundle
-from proteinlm.prediction.trainers import TRAINERS, ContactTrainer, TrainerOptions, stratified
+from proteinlm.prediction.relatives import hold_out
+from proteinlm.prediction.trainers import TRAINERS, ContactTrainer, TrainerOptions
 from proteinlm.prediction.training import HeadsJob, train_heads
 from proteinlm.tasks.base import ModelFacts, Question, Reply
 
@@ -128,7 +129,7 @@ def test_the_temperature_lowers_the_cross_entropy(trained: Path, data: Path) -> 
     proteins = localisation_splits(data).train
     known = np.array([one.membrane_class for one in proteins])
     random = np.random.default_rng([0, *b"held out"])
-    held_out = stratified(known, 0.1, random)
+    held_out = hold_out([one.residues for one in proteins], known, 0.1, random)
     letters = "ACDEFGHIKLMNPQRSTVWY"
     mean = [
         np.array([[one.residues.count(letter) for letter in letters]], np.float32) / len(one.residues)
@@ -171,10 +172,24 @@ def test_the_same_seed_gives_the_same_heads(trained: Path, data: Path, tmp_path:
     assert again.read_bytes() == before.read_bytes()
 
 
-def test_stratified() -> None:
-    known = np.array([0] * 30 + [1] * 10 + [2] * 2 + [3])
-    out = stratified(known, 0.1, np.random.default_rng(0))
-    assert [int(out[known == one].sum()) for one in range(4)] == [3, 1, 1, 0]
+def test_relatives_stay_together() -> None:
+    """Forty families of three at 70 % identity, sixty loners: a tenth of each class, no family on both sides."""
+    random = np.random.default_rng(3)
+    letters = list("ACDEFGHIKLMNPQRSTVWY")
+    sequences, families = [], []
+    for family in range(100):
+        ancestor = random.choice(letters, size=300)
+        for _ in range(3 if family < 40 else 1):
+            changed = random.random(300) < 0.16
+            sequences.append("".join(np.where(changed, random.choice(letters, size=300), ancestor)))
+            families.append(family)
+    classes, of_family = np.array(families) % 2, np.array(families)
+    out = hold_out(sequences, classes, 0.1, np.random.default_rng(0))
+    assert [int(out[classes == one].sum()) for one in (0, 1)] == [9, 9]
+    assert not set(of_family[out]) & set(of_family[~out])
+    np.testing.assert_array_equal(out, hold_out(sequences, classes, 0.1, np.random.default_rng(0)))
+    with pytest.raises(InputError, match="none is small enough to be held out"):
+        hold_out(sequences[:3], np.zeros(3, int), 0.1, np.random.default_rng(0))
 
 
 def contact_trainer(folder: Path, longest: int | None = None) -> ContactTrainer:

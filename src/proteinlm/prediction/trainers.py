@@ -34,6 +34,7 @@ from proteinlm.heads.store import Features, FittedHead
 from proteinlm.metrics import Bootstrap, Interval, bootstrap_interval
 from proteinlm.prediction.bundle import CONTACTS, LOCALISATION, MEMBRANE, SECONDARY_STRUCTURE, Figure
 from proteinlm.prediction.maps import CLASSES, TASK, as_probe, pair_logits
+from proteinlm.prediction.relatives import hold_out
 from proteinlm.tasks.base import ModelFacts, Question, Reply, Wanted
 
 RESAMPLES = 1000
@@ -222,7 +223,7 @@ class SecondaryStructureTrainer(Trainer):
 
 
 class ProteinTrainer(Trainer):
-    """ProtTrans' network on the mean vector of a protein; DeepLoc, a stratified part of it to stop and calibrate by.
+    """ProtTrans' network on the mean vector of a protein; DeepLoc, an unrelated part of it to stop and calibrate by.
 
     Args:
         task: name of the output. measure: of its accuracy. classes: in order.
@@ -254,7 +255,8 @@ class ProteinTrainer(Trainer):
         if not all(parts):
             raise InputError(f"DeepLoc has no protein with a label for {self.name} in both of its parts")
         known_N = np.array([self.class_of(protein) for protein in parts[0]])
-        held_out_N = stratified(known_N, HELD_OUT, self.options.random("held out"))
+        sequences = [protein.residues for protein in parts[0]]
+        held_out_N = hold_out(sequences, known_N, HELD_OUT, self.options.random("held out"))
         train, validation = (
             [protein for protein, out in zip(parts[0], held_out_N, strict=True) if out == wanted]
             for wanted in (False, True)
@@ -296,23 +298,9 @@ class ProteinTrainer(Trainer):
         fitted = FittedHead(head, self.options.features(True), {self.task: list(self.classes)}, temperatures, record)
         notes = [
             f"{self.name}: {len(self.parts[0]):,} proteins to train on, {len(self.parts[1]):,} to stop and calibrate "
-            f"by (drawn within each class, relatives may be on both sides), {len(self.parts[2]):,} to test on"
+            f"by (of every class, without close relatives among the others), {len(self.parts[2]):,} to test on"
         ]
         return Trained(fitted, figures, notes)
-
-
-def stratified(known_N: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """Which rows to hold out: `share` of every class, rounded, at least one of a class that has two; bool, shape (N,).
-
-    >>> stratified(np.array([0] * 20 + [1] * 4 + [2]), 0.1, np.random.default_rng(0)).nonzero()[0].size
-    3
-    """
-    out_N = np.zeros(len(known_N), bool)
-    for known in np.unique(known_N):
-        rows = random.permutation(np.flatnonzero(known_N == known))
-        most = max(round(share * len(rows)), min(1, len(rows) - 1))
-        out_N[rows[:most]] = True
-    return out_N
 
 
 class ContactTrainer(Trainer):

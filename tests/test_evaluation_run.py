@@ -187,7 +187,10 @@ def test_what_does_not_apply_and_what_is_missing(
     tasks = f"{TWO},homology-cath"
     assert plm(monkeypatch, "evaluate", "one-hot", "--tasks", tasks, "--data", data, "-o", out) == 1
     status = {task.name: (task.status, task.reason) for task in results.read(out).tasks}
-    assert status["language"] == ("not applicable", "of one-hot, it has no language-model head that speaks of every residue")
+    assert status["language"] == (
+        "not applicable",
+        "of one-hot, it has no language-model head that speaks of every residue",
+    )
     assert status["homology-scop"] == ("done", "")
     assert status["homology-cath"][0] == "not run"
     assert "cath_chains.tsv.gz" in status["homology-cath"][1] and "get it from" in status["homology-cath"][1]

@@ -71,6 +71,8 @@ def _embed(job: EmbedJob, death: Death | None) -> None:
 
 def _plm(arguments: tuple[str, ...], output: Path) -> None:
     torch.set_num_threads(1)
+    # A shell ignores Ctrl-C for what it runs in the background, and a test run may be that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["plm", *arguments]
     with open(output, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

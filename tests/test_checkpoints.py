@@ -33,13 +33,12 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel, Want
 from proteinlm.models.esm import Esm1b, Esm2
 
+HF_ESM = ("esm1b", "esm1v", "esm1b-body", "esm2", "esm2-body")
+HF_BERT = ("albert", "albert-body", "bert", "bert-body", "electra", "electra-discriminator", "electra-generator")
+
 FITS = {
     "native": tuple(TINY),
-    "hf": (
-        *("esm1b", "esm1v", "esm1b-body", "esm2", "esm2-body", "albert", "albert-body", "bert", "bert-body", "electra"),
-        *("electra-discriminator", "electra-generator", "t5", "t5-encoder", "transformer-xl", "transformer-xl-bare"),
-        "xlnet",
-    ),
+    "hf": (*HF_ESM, *HF_BERT, "t5", "t5-encoder", "transformer-xl", "transformer-xl-bare", "xlnet"),
     "fair-esm": ("esm1", "esm1-bias", "esm1b", "esm1v", "esm2"),
     "unirep-npz": ("unirep",),
     "unirep-npy": ("unirep",),
@@ -250,7 +249,7 @@ def test_a_contact_regression_inside_the_file_is_read(tmp_path: Path) -> None:
 # Hugging Face
 
 
-@pytest.mark.parametrize("name", FITS["hf"])
+@pytest.mark.parametrize("name", HF_ESM)
 def test_transformers_loads_what_we_export(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = tiny(name)

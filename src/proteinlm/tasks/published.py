@@ -159,18 +159,22 @@ CONTACTS_LINEAR = (
         f"{_RIVES} 5, {_RESNET}",
         "P@L, long, superfamily",
         {
-            "LSTM S": 0.241,
-            "LSTM L": 0.278,
-            "T-6": 0.302,
-            "T-12": 0.377,
-            "T-34 untrained": 0.163,
-            "T-34 UR100": 0.327,
-            "T-34 UR50/S": 0.502,
-            "T-34 UR50/D": 0.500,
-            "ESM-1b": 0.569,
+            "LSTM S, deep network": 0.241,
+            "LSTM L, deep network": 0.278,
+            "T-6, deep network": 0.302,
+            "T-12, deep network": 0.377,
+            "T-34 untrained, deep network": 0.163,
+            "T-34 UR100, deep network": 0.327,
+            "T-34 UR50/S, deep network": 0.502,
+            "T-34 UR50/D, deep network": 0.500,
+            "ESM-1b, deep network": 0.569,
         },
     ),
-    *_rows(f"{_RIVES} 8, {_RESNET}", "P@L, long, superfamily", {"UniRep": 0.219, "SeqVec": 0.290, "TAPE": 0.232}),
+    *_rows(
+        f"{_RIVES} 8, {_RESNET}",
+        "P@L, long, superfamily",
+        {"UniRep, deep network": 0.219, "SeqVec, deep network": 0.290, "TAPE, deep network": 0.232},
+    ),
 )
 """Linear projections of UniRep, SeqVec and TAPE were not published."""
 

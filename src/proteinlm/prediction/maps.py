@@ -17,8 +17,9 @@ from proteinlm.heads.linear import LinearProbe
 from proteinlm.heads.store import FittedHead
 from proteinlm.inference import Answer, Runner
 from proteinlm.models.base import ProteinModel
-from proteinlm.models.contacts import ContactHead, average_product_correction
+from proteinlm.models.contacts import ContactHead
 from proteinlm.models.esm import Esm1, Esm1b, Esm2
+from proteinlm.tasks.contacts import weighted_map
 
 TASK = "contact"
 CLASSES = ["no contact", "contact"]
@@ -45,11 +46,8 @@ def pair_logits(maps_NHLL: Tensor, weight_M: Tensor, bias: float) -> Float[Tenso
     >>> pair_logits(torch.rand(2, 3, 5, 5), torch.zeros(6), -1.0)[0, 0].item()
     -1.0
     """
-    length = maps_NHLL.shape[-1]
-    used = torch.nonzero(weight_M)[:, 0]
-    maps_ULL = maps_NHLL.reshape(-1, length, length)[used].float()
-    corrected_ULL = average_product_correction(maps_ULL + maps_ULL.transpose(1, 2))
-    return torch.einsum("u,uij->ij", weight_M[used], corrected_ULL) + bias
+    maps_MLL = maps_NHLL.flatten(0, 1).float().numpy()
+    return torch.from_numpy(weighted_map(maps_MLL, weight_M)) + bias
 
 
 class ContactReader:

@@ -4,7 +4,7 @@ In: a model and the recipe's sections. Out: torch optimisers, and the factor on 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +34,8 @@ class Lamb(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the weights from their gradients."""
         assert closure is None, "the loss is not computed again"
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+        for weight, group in _with_gradients(self):
+            self._update(weight, group)
 
     def _update(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
         assert weight.grad is not None
@@ -77,10 +75,8 @@ class Adafactor(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the weights from their gradients."""
         assert closure is None, "the loss is not computed again"
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+        for weight, group in _with_gradients(self):
+            self._update(weight, group)
 
     def _update(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
         assert weight.grad is not None
@@ -99,6 +95,14 @@ class Adafactor(torch.optim.Optimizer):
         update = update / _root_mean_square(update).clamp(min=1.0)
         rate = min(group["lr"], done**-0.5) * _root_mean_square(weight).clamp(min=1e-3)
         weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(rate * update)
+
+
+def _with_gradients(optimiser: torch.optim.Optimizer) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+    """The weights that have a gradient, each with the settings of its group."""
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                yield weight, group
 
 
 def _moved(state: dict[str, Tensor], name: str, now: Tensor, done: float) -> Tensor:

@@ -43,7 +43,7 @@ TITLES = {
     "hf-eager": "transformers, sorted, bf16, eager",
 }
 REQUIRED = 1.5
-"""Times the best of `transformers`, with the allocator as it comes and tuned."""
+"""Times the best of `transformers`: as its users run it, and, more than was asked, with the allocator tuned."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def best(result: dict[str, Any], subject: str, key: str = "pass_seconds") -> float:
-    """The least of a contestant's passes, over both columns."""
-    return min(min(column[key]) for column in result["subjects"][subject]["columns"].values())
+def best(result: dict[str, Any], subject: str, column: str = "as run", key: str = "pass_seconds") -> float:
+    """The least of a contestant's passes."""
+    return float(min(result["subjects"][subject]["columns"][column][key]))
 
 
 def lines(name: str, result: dict[str, Any]) -> list[str]:
@@ -224,10 +224,13 @@ def lines(name: str, result: dict[str, Any]) -> list[str]:
                 f"  {title:<41}{result['residues'] / seconds:>6,.0f}{seconds / mine:>8.2f}{cores:>8.2f}"
                 f"{found['peak_mib']:>8,.0f}  {entry['agreement']['least_cosine']:.7f}"
             )
-    for what, key in (("time", "pass_seconds"), ("core seconds", "core_seconds")):
-        ratio = min(best(result, rival, key) for rival in RIVALS) / best(result, OURS, key)
-        verdict = f"; {REQUIRED} is due: {'PASS' if ratio >= REQUIRED else 'MISS'}" if key == "pass_seconds" else ""
-        text.append(f"  {what} of the best transformers / ours: {ratio:.2f}{verdict}")
+    for column in ("as run", "tuned"):
+        time, cores = (
+            min(best(result, rival, column, key) for rival in RIVALS) / best(result, OURS, key=key)
+            for key in ("pass_seconds", "core_seconds")
+        )
+        verdict = f"{REQUIRED} is due: {'PASS' if time >= REQUIRED else 'MISS'}"
+        text.append(f"  time of the best transformers {column} / ours: {time:.2f} ({cores:.2f} in core s); {verdict}")
     return text
 
 

@@ -15,6 +15,7 @@ import proteinlm
 from proteinlm import checkpoints
 from proteinlm.checkpoints.files import read_safetensors
 from proteinlm.datasets.localisation import LOCATIONS, localisation_splits
+from proteinlm.datasets.relatives import hold_out
 from proteinlm.datasets.secondary_structure import secondary_structure_splits
 from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
@@ -22,7 +23,6 @@ from proteinlm.heads.calibration import softmax
 from proteinlm.heads.linear import LinearProbe
 from proteinlm.heads.store import FittedHead
 from proteinlm.prediction.bundle import HEADS, load_bundle
-from proteinlm.prediction.relatives import hold_out
 from proteinlm.prediction.trainers import TRAINERS, ContactTrainer, TrainerOptions
 from proteinlm.prediction.training import HeadsJob, train_heads
 from proteinlm.tasks.base import ModelFacts, Question, Reply

@@ -9,9 +9,11 @@ range is refused, never clipped. The mean of each protein is kept in fp32, of th
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ DTYPES: dict[Storage, type[np.floating]] = {"fp16": np.float16, "fp32": np.float
 INDEX, LOCK = "index.jsonl", "lock"
 MARK = "features-"
 """How the folders of stores begin; only such folders are ever removed."""
+
+TEMPORARY = ".vectors-"
+"""How temporary folders of stores begin."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,30 @@ def clear(cache: Path) -> int:
             freed += sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
             shutil.rmtree(folder)
     return freed
+
+
+@contextlib.contextmanager
+def kept_or_temporary(cache: Path | None, within: Path, prefix: str = TEMPORARY) -> Iterator[Path]:
+    """The folder that stores go into: the user's, or a temporary one, which is removed.
+
+    Args:
+        cache: the user's folder, made if need be; None where vectors need not be kept for another run.
+        within: where a temporary folder is made. What killed runs left behind there is removed.
+        prefix: how the names of temporary folders begin.
+
+    Raises:
+        InputError: another run has a temporary folder of that prefix there.
+    """
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield cache
+        return
+    for left_behind in within.glob(f"{glob.escape(prefix)}*"):
+        clear(left_behind)
+        if not any(left_behind.iterdir()):
+            left_behind.rmdir()
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

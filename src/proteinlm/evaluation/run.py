@@ -6,7 +6,6 @@ answer) is listed with the reason; the others go on.
 
 import dataclasses
 import datetime
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -21,15 +20,12 @@ from proteinlm.embedding.progress import Progress
 from proteinlm.embedding.settings import versions
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
-from proteinlm.evaluation.cache import Storage, clear
+from proteinlm.evaluation.cache import Storage, kept_or_temporary
 from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
 from proteinlm.evaluation.results import Run, Status, TaskRun
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.tasks import TASKS
 from proteinlm.tasks.base import LACKING, Entry, ModelFacts, Question, Result, Task, TaskOptions, TwoRoundTask
-
-TEMPORARY = ".vectors-"
-"""How the folder of vectors begins that goes when the run ends."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | Non
     progress.say(f"running  on {runner.device} in {runner.precision} ({runner.precision_reason})")
     job.out.mkdir(parents=True, exist_ok=True)
     with (
-        _cache_folder(job) as cache,
+        kept_or_temporary(job.cache, job.out) as cache,
         closing(Machine(checkpoint.digest, runner, cache, job.storage, progress)) as machine,
     ):
         model_seconds = _ask(machine, running, progress)
@@ -226,21 +222,6 @@ def _timed(one: Running) -> Iterator[None]:
     begin = time.monotonic()
     yield
     one.seconds += time.monotonic() - begin
-
-
-@contextmanager
-def _cache_folder(job: EvaluateJob) -> Iterator[Path]:
-    """The folder for kept vectors; one that was not asked for is removed, and so is what a killed run left behind."""
-    if job.cache is not None:
-        job.cache.mkdir(parents=True, exist_ok=True)
-        yield job.cache
-        return
-    for left_behind in job.out.glob(f"{TEMPORARY}*"):
-        clear(left_behind)
-        if not any(left_behind.iterdir()):
-            left_behind.rmdir()
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=job.out) as folder:
-        yield Path(folder)
 
 
 def _model(checkpoint: Checkpoint, facts: ModelFacts, parameters: int, job: EvaluateJob) -> dict[str, Any]:

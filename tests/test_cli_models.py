@@ -43,11 +43,16 @@ def test_convert_there_and_back(
     assert len(ours) == 3 and all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_convert_unirep_and_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_unirep_and_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     first, there, half = (tmp_path / name for name in ("first.safetensors", "there.npz", "half.safetensors"))
     checkpoints.save(tiny_unirep(), first)
     assert plm(monkeypatch, "convert", first, "-o", there, "--to", "unirep-npz") == 0
     assert plm(monkeypatch, "convert", first, "-o", half, "--to", "native", "--storage", "fp16") == 0
+    before, after = (checkpoints.load(path).digest for path in (first, half))
+    ending = f"in layout native, digest {after[:12]}; that of the model before is {before[:12]}"
+    assert before != after and capsys.readouterr().out.splitlines()[1].endswith(ending)
     tensors, again, rounded = (checkpoints.load(path).model.state_dict() for path in (first, there, half))
     assert len(tensors) >= 5 and all(torch.equal(tensors[name], again[name]) for name in tensors)
     assert all(torch.equal(tensors[name].half().float(), rounded[name].float()) for name in tensors)

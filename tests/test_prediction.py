@@ -23,9 +23,10 @@ from proteinlm.checkpoints import Checkpoint
 from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
 from proteinlm.inference import Answer, Query, Runner, RunOptions, forward_all
+from proteinlm.models import DEFAULT
 from proteinlm.models.base import Want
-from proteinlm.prediction import bundle, job
-from proteinlm.prediction.bundle import choose
+from proteinlm.prediction import job
+from proteinlm.prediction.bundle import HEADS, OURS, choose, load_bundle, read_bundle_card
 from proteinlm.prediction.job import PredictJob, predict_file
 from proteinlm.prediction.maps import ContactReader
 from proteinlm.prediction.predicting import Prediction, Predictor
@@ -225,7 +226,7 @@ def test_every_model(name: str, tmp_path: Path) -> None:
     """Every architecture, a protein that it reads at once and one that some read in windows: rows fit their columns."""
     network = tiny(name)
     checkpoint = Checkpoint(network, name, "", "0" * 64, "")
-    made = bundle.load_bundle(random_heads(checkpoint, tmp_path / "heads"), "0" * 64)
+    made = load_bundle(random_heads(checkpoint, tmp_path / "heads"), "0" * 64)
     assert ("contacts" in made.heads) == network.has_attentions
     predictor, heads = Predictor(Runner(network, FP32), made), frozenset(made.heads)
     proteins = [Record(0, "a", "a", "MKTAYIAKQRQISF"), Record(1, "b", "b", "MKT" * 13)]
@@ -366,7 +367,6 @@ def test_every_error_is_one_line(
     strange = random_heads(checkpoints.load(model), tmp_path / "strange")
     told = json.loads((strange / "heads.json").read_text())
     (strange / "heads.json").write_text(json.dumps({**told, "format_version": 9}))
-    monkeypatch.setattr(bundle, "WEIGHTS", tmp_path / "none")
     cases = [
         ((fasta, "--model", other, "--heads", heads), "belong to tiny-0 (digest"),
         ((fasta, "--heads", heads), "belong to tiny-0, which is a file; name it with --model"),
@@ -384,16 +384,14 @@ def test_every_error_is_one_line(
 
 
 def test_what_comes_with_the_package(tmp_path: Path, heads: Path) -> None:
-    """Until a model and its heads lie there, one is told how to make some; then they need not be named."""
-    with pytest.raises(InputError, match="none come with this version; `plm heads train --model NAME"):
-        choose(None, None, tmp_path)
-    with pytest.raises(InputError, match="--model unirep-64"):
-        choose("unirep-64", None, tmp_path)
-    checkpoint = checkpoints.load("one-hot")
-    random_heads(checkpoint, tmp_path / "default.heads")
-    assert choose(None, None, tmp_path) == (str(tmp_path / "default.safetensors"), tmp_path / "default.heads")
-    assert choose("mine", None, tmp_path) == ("mine", tmp_path / "default.heads")
-    assert choose(None, tmp_path / "default.heads") == ("one-hot", tmp_path / "default.heads")
+    """Our own model and its heads need not be named; heads of others bring their model with them."""
+    assert choose(None, None) == (DEFAULT, OURS) and choose("mine", None) == ("mine", OURS)
+    card = read_bundle_card(OURS)
+    assert card.model == DEFAULT and set(card.heads) == set(HEADS) and not card.quick
+    bundle = load_bundle(OURS, checkpoints.load("default").digest)
+    assert set(bundle.heads) == set(HEADS)
+    random_heads(checkpoints.load("one-hot"), tmp_path / "heads")
+    assert choose(None, tmp_path / "heads") == ("one-hot", tmp_path / "heads")
 
 
 def test_some_heads_make_some_columns() -> None:
@@ -411,6 +409,6 @@ def test_a_model_that_overflows_is_refused(model: str, heads: Path) -> None:
     checkpoint = checkpoints.load(model)
     with torch.no_grad():
         checkpoint.model.get_parameter("final_norm.weight").fill_(float("inf"))
-    predictor = Predictor(Runner(checkpoint.model, FP32), bundle.load_bundle(heads, checkpoint.digest))
+    predictor = Predictor(Runner(checkpoint.model, FP32), load_bundle(heads, checkpoint.digest))
     (found,) = predictor.predict([Record(0, "a", "a", "MKTV")])
     assert isinstance(found, Refused) and "not finite" in found.reason

@@ -15,7 +15,7 @@ from torch import Tensor
 from proteinlm import checkpoints
 from proteinlm.checkpoints import catalogue, loading
 from proteinlm.errors import InputError
-from proteinlm.models import PRESETS
+from proteinlm.models import DEFAULT, PRESETS
 from proteinlm.models.base import ProteinModel, Want
 from proteinlm.sequences.batch import PackedBatch
 
@@ -174,7 +174,8 @@ def test_where_weights_are_found(place: str, nowhere: Path, esm2_8m: ProteinMode
     found = checkpoints.load("esm2-8m")
     assert (found.name, found.licence, found.source) == (name, "MIT", str(path))
     assert found.digest == checkpoints.digest_of(esm2_8m)
-    assert [row.path for row in checkpoints.table() if row.path is not None] == [path]
+    here = {row.name: row.path for row in checkpoints.table() if row.path is not None}
+    assert here.pop(DEFAULT).parent == catalogue.PACKAGED and here == {name: path}
 
 
 def test_another_model_in_the_place_of_a_published_one_is_refused(nowhere: Path) -> None:

@@ -175,12 +175,16 @@ class LanguageModel:
 
 
 def load(
-    name_or_path: str | Path, device: str = "auto", precision: Precision = "auto", download: bool = False
+    name_or_path: str | Path = "default",
+    device: str = "auto",
+    precision: Precision = "auto",
+    download: bool = False,
 ) -> LanguageModel:
     """Load a model.
 
     Args:
-        name_or_path: a published name or alias (`plm models`), a Hugging Face id, or a path.
+        name_or_path: a published name or alias (`plm models`), a Hugging Face id, or a path. "default" is the model
+            that comes with the package.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
         precision: "auto" (bf16 where the hardware has it), "fp32" (exact) or "bf16".
         download: fetch the weights from the Hugging Face hub if they are not on this machine.

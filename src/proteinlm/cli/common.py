@@ -128,7 +128,13 @@ def layer_numbers(context: click.Context, parameter: click.Parameter, values: tu
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how a model is run, which `embed` and `contacts` share."""
     options = [
-        click.option("--model", required=True, metavar="NAME|PATH", help="Name (see `plm models`), hub id or path."),
+        click.option(
+            "--model",
+            default="default",
+            show_default=True,
+            metavar="NAME|PATH",
+            help="Name (see `plm models`), hub id or path.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16"]),

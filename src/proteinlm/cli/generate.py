@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NAME|PATH", help="Name (see `plm models`), hub id or path.")
+@click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Name (see `plm models`), hub id or path.",
+)
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="FASTA file to write.")
 @click.option("--count", default=8, show_default=True, help="How many proteins.")
 @click.option("--length", default=100, show_default=True, help="Residues of each; at most, if the model ends proteins.")

@@ -40,7 +40,7 @@ def models() -> None:
 @click.option("--storage", type=click.Choice(STORAGES), help="Number format to store; else that of MODEL.")
 @click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine.")
 def convert(model: str, out: Path, layout: str, storage: str | None, download: bool) -> None:
-    """Write a checkpoint in another layout, bit for bit."""
+    """Write a checkpoint in another layout, bit for bit unless --storage is narrower than what MODEL has."""
     from proteinlm.checkpoints import export, load
     from proteinlm.embedding.settings import STORAGES as DTYPES
 
@@ -48,7 +48,9 @@ def convert(model: str, out: Path, layout: str, storage: str | None, download: b
         raise InputError(f"{str(out)!r} is there already; choose another -o or remove it")
     checkpoint = load(model, download)
     export(checkpoint.model, out, layout, DTYPES[storage or checkpoint.stored])
-    click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {checkpoint.digest[:12]}")
+    written = load(out).digest
+    changed = "" if written == checkpoint.digest else f"; that of the model before is {checkpoint.digest[:12]}"
+    click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {written[:12]}{changed}")
 
 
 @click.command("contacts-fit")

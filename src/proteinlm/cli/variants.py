@@ -24,7 +24,13 @@ METHODS = ("auto", "wt-marginals", "masked-marginals", "joint-masked-marginals",
     help="Variants: one per line (A24G, A24G:K30R), or a table with a column mutant and, if need be, protein.",
 )
 @click.option("--all", "every", is_flag=True, help="All single substitutions; so it is without --mutations.")
-@click.option("--model", required=True, metavar="NAME|PATH", help="Name (see `plm models`), hub id or path.")
+@click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Name (see `plm models`), hub id or path.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),

@@ -175,7 +175,18 @@ def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str)
 
 _GENERATOR = ElectraConfig(width=256, num_heads=4, inner=1024)
 
+DEFAULT = "plm_t6_5M_SwissProt"
+"""Our own model, whose weights and heads come with the package: what is used where no model is named."""
+
 PRESETS: dict[str, Preset] = {
+    DEFAULT: Preset(
+        "esm2",
+        Esm2Config(num_layers=6, width=256, num_heads=8, inner=1024),
+        4_813_857,
+        "CC BY 4.0",
+        "this package",
+        aliases=("default",),
+    ),
     "esm1_t6_43M_UR50S": _esm1(6, 768, 12, 42_590_208, "esm1-43m"),
     "esm1_t12_85M_UR50S": _esm1(12, 768, 12, 85_126_656, "esm1-85m"),
     "esm1_t34_670M_UR50S": _esm1(34, 1280, 20, 669_209_600, "esm1-670m"),

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proteinlm.checkpoints.catalogue import published_name
+from proteinlm.checkpoints.catalogue import PACKAGED, published_name
 from proteinlm.checkpoints.files import atomic_folder, read_card, read_json
 from proteinlm.config import to_dict
 from proteinlm.errors import InputError
 from proteinlm.heads.store import FittedHead, load_head, save_head
+from proteinlm.models import DEFAULT
 from proteinlm.models.encodings import ENCODINGS
 
 SECONDARY_STRUCTURE, LOCALISATION, MEMBRANE, CONTACTS = "secondary-structure", "localisation", "membrane", "contacts"
@@ -24,10 +25,8 @@ HEADS = (SECONDARY_STRUCTURE, LOCALISATION, MEMBRANE, CONTACTS)
 FILE, CARD = "heads.json", "README.md"
 FORMAT_VERSION = 1
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-"""Where a model and its heads lie that come with the package: `default.safetensors` and the folder `default.heads`."""
-
-DEFAULT = "default"
+OURS = PACKAGED / f"{DEFAULT}.heads"
+"""The heads that come with the package, which fit its own model only."""
 
 
 @dataclass(frozen=True)
@@ -133,30 +132,24 @@ def load_bundle(folder: str | Path, digest: str) -> Bundle:
     return Bundle(heads, card, content.hexdigest())
 
 
-def choose(model: str | None, heads: Path | None, weights: Path = WEIGHTS) -> tuple[str, Path]:
+def choose(model: str | None, heads: Path | None) -> tuple[str, Path]:
     """Which model and which heads to load.
 
     Args:
-        model, heads: what the user named, or None. weights: where those lie that come with the package.
+        model, heads: what the user named, or None.
 
     Returns:
-        model and folder of heads. Without `heads` they are those of the package, which fit their own model only.
+        model and folder of heads; those of the package where nothing is named, and its heads for any model, though
+        they fit their own only.
 
     Raises:
-        InputError: something has to be named, because there is nothing to take in its place.
+        InputError: the heads belong to a model that has no name.
 
-    >>> choose("unirep-64", Path("heads"))[0]
-    'unirep-64'
+    >>> choose(None, None)[0], choose("unirep-64", Path("heads"))[0]
+    ('plm_t6_5M_SwissProt', 'unirep-64')
     """
-    ours = weights / f"{DEFAULT}.heads"
     if heads is None:
-        if not (ours / FILE).is_file():
-            name = model or "NAME"
-            raise InputError(
-                f"no heads are given, and none come with this version; `plm heads train --model {name} --data FOLDER "
-                f"-o HEADS` makes them, `plm predict IN --model {name} --heads HEADS -o OUT` uses them"
-            )
-        return model or str(weights / f"{DEFAULT}.safetensors"), ours
+        return model or DEFAULT, OURS
     if model is None:
         model = read_bundle_card(heads).model
         if published_name(model) is None and model not in ENCODINGS:

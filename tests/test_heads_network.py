@@ -14,7 +14,7 @@ from proteinlm.heads import fitting
 from proteinlm.heads.batches import BatchSize, Examples, FlatFeatures, batches_of, collate, order_of
 from proteinlm.heads.contact import PairProjection, PairProjectionConfig
 from proteinlm.heads.fitting import TrainOptions, fit, predict_logits
-from proteinlm.heads.layers import Convolution, Head
+from proteinlm.heads.layers import BidirectionalLstm, Convolution, Head
 from proteinlm.heads.network import (
     CnnConfig,
     ContactResNet,
@@ -85,6 +85,30 @@ def test_neighbours_have_no_say(name: str) -> None:
             np.testing.assert_allclose(third, first, atol=2e-6)
             compared += first.size
     assert compared > 40
+
+
+def test_lstm_is_that_of_packed_sequences() -> None:
+    """Outputs and gradients are those of PyTorch's bidirectional LSTM over a packed sequence with the same weights."""
+    torch.manual_seed(0)
+    ours, theirs = BidirectionalLstm(5, 3), torch.nn.LSTM(5, 3, batch_first=True, bidirectional=True)
+    theirs.load_state_dict(
+        {
+            **{name: value for name, value in ours.ahead.state_dict().items()},
+            **{f"{name}_reverse": value for name, value in ours.back.state_dict().items()},
+        }
+    )
+    batch = collate([np.random.default_rng(length).normal(size=(length, 5)) for length in (4, 1, 7)])
+    packed = torch.nn.utils.rnn.pack_sequence(batch.features_TD.float().split([4, 1, 7]), enforce_sorted=False)
+    expected, lengths = torch.nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    expected_TD = torch.cat([one[:length] for one, length in zip(expected, lengths, strict=True)])
+    found_TD = ours(batch.features_TD.float(), batch)
+    torch.testing.assert_close(found_TD, expected_TD, rtol=1e-5, atol=1e-6)
+    for output_TD in (found_TD, expected_TD):
+        output_TD.square().sum().backward()
+    gradients = dict(theirs.named_parameters())
+    for part, ending in ((ours.ahead, ""), (ours.back, "_reverse")):
+        for name, parameter in part.named_parameters():
+            torch.testing.assert_close(parameter.grad, gradients[name + ending].grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(HEADS) - {"lstm", "light attention"}))

@@ -129,6 +129,30 @@ def unpad(x_BLD: Tensor, batch: FeatureBatch) -> Tensor:
     return torch.cat([x_LD[:length] for x_LD, length in zip(x_BLD, batch.lengths_B().tolist(), strict=True)])
 
 
+class BidirectionalLstm(nn.Module):
+    """An LSTM from each end of every protein.
+
+    Each direction runs over padded proteins, the backward one over reversed ones, so that padding comes last and tells
+    nothing. A packed bidirectional `nn.LSTM` gives the same four times slower on a CPU.
+
+    Args:
+        inputs: channels in. hidden: channels of each direction.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.ahead, self.back = (nn.LSTM(inputs, hidden, batch_first=True) for _ in range(2))
+
+    def forward(self, x_TD: Tensor, batch: FeatureBatch) -> Tensor:
+        """(T, inputs) -> (T, 2 hidden)."""
+        starts_B = torch.tensor(batch.starts, device=x_TD.device)
+        ends_T = (starts_B[:-1] + starts_B[1:] - 1)[batch.protein_T()]
+        reversed_T = ends_T - torch.arange(len(x_TD), device=x_TD.device)
+        ahead_TH = unpad(self.ahead(pad(x_TD, batch))[0], batch)
+        back_TH = unpad(self.back(pad(x_TD[reversed_T], batch))[0], batch)[reversed_T]
+        return torch.cat([ahead_TH, back_TH], 1)
+
+
 def initialise(head: nn.Module, random: torch.Generator) -> None:
     """Draw every weight from `random`: uniform within 1/sqrt(fan in), as PyTorch's own layers are by default.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from proteinlm.heads.batches import FeatureBatch
 from proteinlm.heads.layers import (
     BatchNorm,
+    BidirectionalLstm,
     Convolution,
     Head,
     Random,
@@ -20,7 +21,6 @@ from proteinlm.heads.layers import (
     initialise,
     mean_by_protein,
     pad,
-    unpad,
 )
 
 
@@ -94,8 +94,7 @@ class ResidueLstm(Head):
         joined, both = config.width + 2 * config.filters, 2 * config.hidden
         self.norm = BatchNorm(joined)
         self.recurrent = nn.ModuleList(
-            nn.LSTM(joined if layer == 0 else both, config.hidden, batch_first=True, bidirectional=True)
-            for layer in range(config.layers)
+            BidirectionalLstm(joined if layer == 0 else both, config.hidden) for layer in range(config.layers)
         )
         self.last = nn.Linear(both, sum(config.outputs.values()))
 
@@ -104,13 +103,8 @@ class ResidueLstm(Head):
         x_TD = dropout(self.standardised(batch), share, random)
         seen_TD = [x_TD, self.short(x_TD, batch).relu(), self.long(x_TD, batch).relu()]
         x_TD = self.norm(torch.cat(seen_TD, 1), random is not None)
-        lengths = batch.lengths_B().cpu()
         for layer in self.recurrent:
-            packed = nn.utils.rnn.pack_padded_sequence(
-                pad(dropout(x_TD, share, random), batch), lengths, batch_first=True, enforce_sorted=False
-            )
-            x_BLD, _ = nn.utils.rnn.pad_packed_sequence(layer(packed)[0], batch_first=True)
-            x_TD = unpad(x_BLD, batch)
+            x_TD = layer(dropout(x_TD, share, random), batch)
         return self.split(self.last(dropout(x_TD, share, random)))
 
 

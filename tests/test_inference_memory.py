@@ -1,6 +1,8 @@
 """When memory runs out, batches are halved and nothing is dropped; one protein too large for the machine is refused."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,28 @@ def test_batches_are_equal_shares_of_what_there_is(lanes: int) -> None:
     assert max(sizes) <= 400 and sum(sizes) == sum(len(residues) + around for residues in PROTEINS)
     assert len(batches) % lanes == 0 or len(batches) > 2 * lanes
     assert max(sizes) - min(sizes) <= 2 * (LONGEST + around)
+
+
+KEPT_AND_RETURNED = """
+import torch
+from proteinlm.inference import keep_freed_memory, return_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+keep_freed_memory()
+before = resident()
+blocks = [torch.ones(1000 * (100 + number)) for number in range(400)]
+full = resident()
+del blocks
+kept = resident()
+return_freed_memory()
+print(full - before, kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how freed memory is kept is glibc's affair")
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT_AND_RETURNED], capture_output=True, text=True, check=True)
+    full, kept, after = map(float, done.stdout.split())
+    assert full > 400 and kept > 0.9 * full and after < 0.2 * full, done.stdout

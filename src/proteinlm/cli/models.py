@@ -41,14 +41,15 @@ def models() -> None:
 @click.option("--download", is_flag=True, help="Fetch the weights if they are not on this machine.")
 def convert(model: str, out: Path, layout: str, storage: str | None, download: bool) -> None:
     """Write a checkpoint in another layout, bit for bit unless --storage is narrower than what MODEL has."""
-    from proteinlm.checkpoints import export, load
+    from proteinlm.checkpoints import digest_of, export, load
     from proteinlm.embedding.settings import STORAGES as DTYPES
 
     if out.exists():
         raise InputError(f"{str(out)!r} is there already; choose another -o or remove it")
     checkpoint = load(model, download)
-    export(checkpoint.model, out, layout, DTYPES[storage or checkpoint.stored])
-    written = load(out).digest
+    dtype = DTYPES[storage or checkpoint.stored]
+    export(checkpoint.model, out, layout, dtype)
+    written = digest_of(checkpoint.model.to(dtype).float())
     changed = "" if written == checkpoint.digest else f"; that of the model before is {checkpoint.digest[:12]}"
     click.echo(f"{out}: {checkpoint.name} in layout {layout}, digest {written[:12]}{changed}")
 

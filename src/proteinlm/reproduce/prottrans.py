@@ -57,6 +57,9 @@ from proteinlm.training.recipe import Batch, Data, Optimiser, Recipe, Run, Sched
 from proteinlm.training.records import read_table
 
 LABELLED = ("netsurfp", "cb513", "deeploc")
+SPEEDS, TIMED_STEPS = "speeds", 20
+"""Of each model so many steps are timed, one model after the other, so that all meet the machine in the same state."""
+
 COMPOSITION = "one-hot / composition"
 """The row without a model: a residue's identity for Q3, the mean of that over a protein for Q10."""
 
@@ -258,7 +261,7 @@ def check(job: Job) -> Inputs:
         "validation": digest(Path(job.validation)),
         **{key: digest(locate(job.data, key)) for key in LABELLED},
     }
-    for row in (*(row.name for row in ROWS), COMPOSITION):
+    for row in (*(row.name for row in ROWS), COMPOSITION, SPEEDS):
         finished(_path(job, row), stated)
     chosen = np.sort(np.random.default_rng(job.seed).permutation(len(proteins))[: scale.validation])
     return Inputs([proteins[number] for number in chosen], labelled, stated)
@@ -286,7 +289,8 @@ def reproduce(job: Job, device: torch.device, say: Callable[[str], None] = print
             shown = "  ".join(f"{name} {100 * _share(found[row.name][name]):.1f}" for name in MEASURES)
             say(f"{row.name}: {shown}")
         found[COMPOSITION] = finished(_path(job, COMPOSITION), inputs.stated) or _encoded(job, inputs, device)
-        results = _results(inputs, found)
+        speeds = finished(_path(job, SPEEDS), inputs.stated) or _timed(job, inputs, device)
+        results = _results(inputs, found, speeds)
         write_text(job.folder / "prottrans.json", json.dumps(results, indent=1))
         write_text(job.folder / "prottrans.md", markdown(results))
     return job.folder / "prottrans.md"
@@ -306,20 +310,34 @@ def _run(row: Row, job: Job, inputs: Inputs, device: torch.device) -> dict[str, 
     objective = OBJECTIVES[_objective_name(row.loss.objective)].objective(model.alphabet, row.loss.objective)
     losses = target_losses(model.to(device), objective, inputs.proteins, job.seed)[row.loss.score]
     trained, untrained = _part(model, row), _part(first_model(recipe), row)
-    speeds = [float(line["tokens_per_second"]) for line in read_table(folder / "training.csv")]
     content = {
         "parameters": sum(parameter.numel() for parameter in trained.parameters()),
         "shape": to_dict(trained.config),
         "tokens": int(read_table(folder / "training.csv")[-1]["tokens"]),
-        # The first steps include what is set up once.
-        "tokens_per_second": float(np.median(speeds[1:] or speeds)),
-        "memory": json.loads((folder / "memory.json").read_text("utf-8")),
         "loss": as_lists(losses),
         **_probed(trained, job, inputs, device),
         "untrained": _probed(untrained, job, inputs, device),
     }
     keep(_path(job, row.name), inputs.stated, content)
     return content
+
+
+def _timed(job: Job, inputs: Inputs, device: torch.device) -> dict[str, Any]:
+    """Tokens per second and memory of every training, over its first steps."""
+    found: dict[str, Any] = {}
+    for name in TRAININGS:
+        values = recipe_of_training(name, job).as_dict()
+        steps = min(TIMED_STEPS, values["run"]["steps"])
+        values["run"] |= {"steps": steps, "log_every": 1, "checkpoint_every": steps}
+        values["schedule"]["warmup"] = 0  # that of the whole run may be longer
+        folder = job.folder / SPEEDS / name
+        train_apart(recipe_of(values, f"speed of {name}"), folder, str(device))
+        speeds = [float(line["tokens_per_second"]) for line in read_table(folder / "training.csv")]
+        memory = json.loads((folder / "memory.json").read_text("utf-8"))
+        # The first steps include what is set up once.
+        found[name] = {"tokens_per_second": float(np.median(speeds[steps // 4 :])), "memory": memory}
+    keep(_path(job, SPEEDS), inputs.stated, found)
+    return found
 
 
 def _objective_name(config: ObjectiveConfig) -> str:
@@ -345,12 +363,12 @@ def _encoded(job: Job, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     return content
 
 
-def _results(inputs: Inputs, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _results(inputs: Inputs, found: dict[str, dict[str, Any]], speeds: dict[str, Any]) -> dict[str, Any]:
     """Everything that the table shows; shares in percent."""
     rows = []
     for row in ROWS:
         one = found[row.name]
-        kept = {name: one[name] for name in ("parameters", "shape", "tokens", "tokens_per_second", "memory")}
+        kept = {**{name: one[name] for name in ("parameters", "shape", "tokens")}, **speeds[row.training]}
         loss = bootstrap_interval(*as_totals(one["loss"]), np.random.default_rng(0), EXPONENTIAL)
         scores = {name: _percent(one[name]) for name in MEASURES}
         untrained = {name: _percent(one["untrained"][name]) for name in MEASURES}

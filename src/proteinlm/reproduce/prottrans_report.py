@@ -55,7 +55,8 @@ def _costs(results: dict[str, Any]) -> list[str]:
         "",
         "Losses of different kinds do not compare; those that begin with ECE are of the same hidden residues. Memory "
         "is the most that the training process held, in parentheses what of it Python and its libraries held before "
-        "the first step. Both parts of ELECTRA are trained together: their speed and memory are those of the pair. "
+        "the first step; it and the speed are of the first 20 steps of each model, one model after the other. Both "
+        "parts of ELECTRA are trained together: their speed and memory are those of the pair. "
         "T5's parameters include the decoder, which its vectors do not pass through.",
         "",
         "| model | parameters | tokens/s | memory, MB | loss | of what |",

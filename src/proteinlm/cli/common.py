@@ -125,16 +125,20 @@ def layer_numbers(context: click.Context, parameter: click.Parameter, values: tu
         raise click.BadParameter(f"{', '.join(values)!r} are not layer numbers; -1 is the last") from error
 
 
+model_option = click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="Name (see `plm models`), hub id or path.",
+)
+"""Which model: ours where none is named."""
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how a model is run, which `embed` and `contacts` share."""
     options = [
-        click.option(
-            "--model",
-            default="default",
-            show_default=True,
-            metavar="NAME|PATH",
-            help="Name (see `plm models`), hub id or path.",
-        ),
+        model_option,
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16"]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from proteinlm.cli.common import say
+from proteinlm.cli.common import model_option, say
 
 if TYPE_CHECKING:
     from proteinlm.checkpoints import Checkpoint
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model",
-    default="default",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="Name (see `plm models`), hub id or path.",
-)
+@model_option
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path), help="FASTA file to write.")
 @click.option("--count", default=8, show_default=True, help="How many proteins.")
 @click.option("--length", default=100, show_default=True, help="Residues of each; at most, if the model ends proteins.")

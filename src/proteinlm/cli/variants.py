@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from proteinlm.cli.common import Bar, say
+from proteinlm.cli.common import Bar, model_option, say
 from proteinlm.errors import InputError
 
 METHODS = ("auto", "wt-marginals", "masked-marginals", "joint-masked-marginals", "pseudo-ppl", "likelihood")
@@ -24,13 +24,7 @@ METHODS = ("auto", "wt-marginals", "masked-marginals", "joint-masked-marginals",
     help="Variants: one per line (A24G, A24G:K30R), or a table with a column mutant and, if need be, protein.",
 )
 @click.option("--all", "every", is_flag=True, help="All single substitutions; so it is without --mutations.")
-@click.option(
-    "--model",
-    default="default",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="Name (see `plm models`), hub id or path.",
-)
+@model_option
 @click.option(
     "--method",
     type=click.Choice(METHODS),

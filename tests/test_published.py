@@ -185,6 +185,22 @@ def test_another_model_in_the_place_of_a_published_one_is_refused(nowhere: Path)
         checkpoints.load("esm2-8m")
 
 
+@pytest.mark.parametrize("name", ["default", "esm2-8m", "one-hot"])
+def test_a_name_is_the_same_model_in_every_folder(name: str, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in the folder where a command runs does not take the place of a known model."""
+    monkeypatch.chdir(nowhere)
+    (nowhere / name).mkdir()
+    checkpoints.save(tiny("esm2"), nowhere / name / "mine.safetensors")
+    mine = checkpoints.digest_of(tiny("esm2"))
+    assert checkpoints.load(f"./{name}").digest == checkpoints.load(Path(name)).digest == mine
+    if name == "esm2-8m":
+        with pytest.raises(InputError, match=r"not on this machine; .*, or give \./esm2-8m for what lies here"):
+            checkpoints.load(name)
+        assert checkpoints.untrained(name).model.width == 320
+    else:
+        assert checkpoints.load(name).digest != mine
+
+
 def test_a_published_file_decides_what_the_papers_leave_open(nowhere: Path) -> None:
     """The discriminator's shape on the hub is not the paper's (papers.md 8.3); another model is still refused."""
     (nowhere / "weights").mkdir()

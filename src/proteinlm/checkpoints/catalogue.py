@@ -17,6 +17,7 @@ from proteinlm.checkpoints.unirep import wheel_weights
 from proteinlm.config import nearest
 from proteinlm.errors import InputError
 from proteinlm.models import PRESETS, Preset
+from proteinlm.models.encodings import ENCODINGS
 from proteinlm.models.unirep import UniRepConfig
 
 PACKAGED = Path(__file__).resolve().parents[1] / "weights"
@@ -59,6 +60,18 @@ def published_name(name: str) -> str | None:
     ('esm2_t33_650M_UR50D', 'esm2_t6_8M_UR50D', None)
     """
     return {known.lower(): published for known, published in NAMES.items()}.get(name.lower())
+
+
+def is_name(name_or_path: str | Path) -> bool:
+    """Whether this is the name of a model or of an encoding, whatever files there are; else it may be a path.
+
+    A name means the same model in every folder: a folder `default` somewhere does not become the default model. Files
+    of that name are meant by `./default`, or by a `Path`.
+
+    >>> is_name("default"), is_name("./default"), is_name(Path("default"))
+    (True, False, False)
+    """
+    return isinstance(name_or_path, str) and (name_or_path in ENCODINGS or published_name(name_or_path) is not None)
 
 
 def require_preset(name: str) -> tuple[str, Preset]:
@@ -124,8 +137,11 @@ def cached_snapshot(repository: str) -> Path | None:
     return folder if any(any(folder.glob(pattern)) for pattern in patterns) else None
 
 
-def require_weights(name: str, download: bool) -> Path:
+def require_weights(name: str, download: bool, typed: str) -> Path:
     """Where the weights of a published model lie; fetched first, if they are not here and `download` is set.
+
+    Args:
+        name: its published name. typed: what the user called it.
 
     Raises:
         InputError: they are nowhere; the message says where to put which files.
@@ -136,7 +152,8 @@ def require_weights(name: str, download: bool) -> Path:
     repository = PRESETS[name].repository
     if download and repository is not None:
         return fetch(repository)
-    raise InputError(f"the weights of {name} are not on this machine; {_remedy(name, PRESETS[name])}")
+    here = f", or give ./{typed} for what lies here" if Path(typed).exists() else ""
+    raise InputError(f"the weights of {name} are not on this machine; {_remedy(name, PRESETS[name])}{here}")
 
 
 def _remedy(name: str, preset: Preset) -> str:

@@ -16,6 +16,7 @@ from proteinlm.checkpoints import fair_esm, huggingface, native
 from proteinlm.checkpoints.baselines import NO_WEIGHTS, counts_model, same_shape
 from proteinlm.checkpoints.catalogue import (
     HUB_ID,
+    is_name,
     published_name,
     require_hub,
     require_preset,
@@ -68,8 +69,8 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     """Load a model by name, or from a file or folder in any layout that is known.
 
     Args:
-        name_or_path: a path if there is one; else a published name, an alias, an encoding (`models.encodings`), or a
-            Hugging Face id.
+        name_or_path: a published name, an alias or an encoding (`models.encodings`); else a path (`./NAME` where it has
+            the name of a model), or a Hugging Face id.
         download: fetch the weights from the Hugging Face hub if they are not on this machine.
 
     Raises:
@@ -80,7 +81,7 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     proteinlm.errors.InputError: there is no file, folder or model 'esm2-8n'; did you mean 'esm2-8m'?
     """
     path = Path(name_or_path).expanduser()
-    if path.exists():
+    if not is_name(name_or_path) and path.exists():
         return read(path)
     name = str(name_or_path)
     if name in ENCODINGS:
@@ -90,7 +91,7 @@ def load(name_or_path: str | Path, download: bool = False) -> Checkpoint:
     if not known and HUB_ID.fullmatch(name) and not path.suffix and not name.startswith("."):
         return dataclasses.replace(read(require_hub(name, download)), name=name)
     published, preset = require_preset(name)
-    found = read(require_weights(published, download), expected=preset.config)
+    found = read(require_weights(published, download, name), expected=preset.config)
     _require_shape(found, published, preset)
     return dataclasses.replace(found, name=published, licence=preset.licence)
 
@@ -214,7 +215,7 @@ def untrained(name_or_path: str | Path, seed: int = 0, download: bool = False) -
     >>> untrained("unirep-64", seed=1).name
     'unirep-64 untrained (seed 1)'
     """
-    published = None if Path(name_or_path).expanduser().exists() else published_name(str(name_or_path))
+    published = published_name(str(name_or_path)) if is_name(name_or_path) else None
     if published is not None:
         model, name, source = build(published, seed), published, published
     else:

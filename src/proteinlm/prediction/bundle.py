@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proteinlm.checkpoints.catalogue import PACKAGED, published_name
+from proteinlm.checkpoints.catalogue import PACKAGED, is_name
 from proteinlm.checkpoints.files import atomic_folder, read_card, read_json
 from proteinlm.config import to_dict
 from proteinlm.errors import InputError
 from proteinlm.heads.store import FittedHead, load_head, save_head
 from proteinlm.models import DEFAULT
-from proteinlm.models.encodings import ENCODINGS
 
 SECONDARY_STRUCTURE, LOCALISATION, MEMBRANE, CONTACTS = "secondary-structure", "localisation", "membrane", "contacts"
 HEADS = (SECONDARY_STRUCTURE, LOCALISATION, MEMBRANE, CONTACTS)
@@ -152,7 +151,7 @@ def choose(model: str | None, heads: Path | None) -> tuple[str, Path]:
         return model or DEFAULT, OURS
     if model is None:
         model = read_bundle_card(heads).model
-        if published_name(model) is None and model not in ENCODINGS:
+        if not is_name(model):
             raise InputError(f"the heads in {str(heads)!r} belong to {model}, which is a file; name it with --model")
     return model, heads
 

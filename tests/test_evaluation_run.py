@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -291,7 +292,53 @@ def test_two_rounds_kept_vectors_and_a_task_that_breaks(tmp_path: Path) -> None:
     # Small whole numbers are exact in fp16; their means are rounded once.
     assert run.tasks[1].results[0].value < 1e-6
     assert len(list((tmp_path / "cache").glob("features-*/residues-*.bin"))) == 1
-    assert evaluate(job, Silent(), table).tasks[1].results == run.tasks[1].results
+    again = evaluate(replace(job, out=tmp_path / "again"), Silent(), table)
+    assert again.tasks[1].results == run.tasks[1].results
+
+
+class Counted(Twice):
+    """Remembers how often it was scored; can be interrupted while it is."""
+
+    name, finished, interrupted = "counted", 0, False
+
+    def finish(self) -> list[Result]:
+        if Counted.interrupted:
+            raise KeyboardInterrupt
+        Counted.finished += 1
+        return super().finish()
+
+
+class Newer(Counted):
+    """The next version of it."""
+
+    version = 2
+
+
+def test_an_interrupted_evaluation_goes_on_and_another_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done is kept, of the same model, options and versions only."""
+    table = {"twice": Entry(Twice), "counted": Entry(Counted)}
+    job = EvaluateJob("blosum62", tmp_path / "out", TaskOptions(tmp_path))
+    monkeypatch.setattr(Counted, "interrupted", True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(job, Silent(), table)
+    kept = replace(results.read(job.out), seconds={"all": 100.0, "model": 50.0})
+    results.write(kept, job.out / results.FILE)
+    assert [task.name for task in kept.tasks] == ["twice"]
+    monkeypatch.setattr(Counted, "interrupted", False)
+    monkeypatch.setattr(Counted, "finished", 0)
+    run = evaluate(job, Silent(), table)
+    assert run.tasks[0] == kept.tasks[0], "seconds too: it was not run again"
+    assert results.read(job.out) == run and [task.name for task in run.tasks] == ["twice", "counted"]
+    assert 100 <= run.seconds["all"] < 120 and 50 <= run.seconds["model"] < 70
+    assert evaluate(replace(job, tasks=("counted",)), Silent(), table).tasks == run.tasks and Counted.finished == 1
+    evaluate(job, Silent(), {**table, "counted": Entry(Newer)})
+    assert Counted.finished == 2, "another version"
+    other = replace(job, options=TaskOptions(tmp_path, seed=1), tasks=("counted",))
+    assert [task.name for task in evaluate(other, Silent(), table).tasks] == ["counted"] and Counted.finished == 3
+    evaluate(replace(other, model="one-hot"), Silent(), table)
+    assert Counted.finished == 4 and results.read(job.out).name == "one-hot"
 
 
 def test_the_temporary_cache_is_removed_and_a_kept_one_cleared(
@@ -300,7 +347,7 @@ def test_the_temporary_cache_is_removed_and_a_kept_one_cleared(
     evaluate(EvaluateJob("one-hot", tmp_path / "a", TaskOptions(tmp_path)), Silent(), {"twice": Entry(Twice)})
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["results.json"]
     FeatureStore(tmp_path / "a" / ".vectors-killed", StoreKey("ab", 0, 4, "fp32")).close()
-    evaluate(EvaluateJob("one-hot", tmp_path / "a", TaskOptions(tmp_path)), Silent(), {"twice": Entry(Twice)})
+    evaluate(EvaluateJob("blosum62", tmp_path / "a", TaskOptions(tmp_path)), Silent(), {"twice": Entry(Twice)})
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["results.json"], "what a killed run left is gone"
     cache = tmp_path / "cache"
     evaluate(EvaluateJob("one-hot", tmp_path / "b", TaskOptions(tmp_path), cache=cache), Silent(), {"t": Entry(Twice)})

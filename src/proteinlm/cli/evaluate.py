@@ -43,8 +43,8 @@ def evaluate(model: str | None, out: Path | None, clear_cache: bool, list_tasks:
     """Score MODEL on the tasks of the papers.
 
     MODEL is a name (see `plm models`), a path, or one of the encodings one-hot, blosum62 and composition. Writes
-    results.json, report.md and report.html into the folder OUT. A task that does not apply, or whose data are not here,
-    is listed with the reason.
+    results.json, report.md and report.html into the folder OUT; tasks that it holds already are not run again. A task
+    that does not apply, or whose data are not here, is listed with the reason.
     """
     if list_tasks:
         return _list()
@@ -71,7 +71,7 @@ def evaluate(model: str | None, out: Path | None, clear_cache: bool, list_tasks:
     try:
         found = run(job, Bar())
     except KeyboardInterrupt:
-        say("plm: interrupted" + ("; the same command goes on with the vectors in --cache" if job.cache else ""))
+        say("plm: interrupted; the same command goes on with the tasks that are done, and with the vectors in --cache")
         return 130
     page = write_report([out], out)
     click.echo(page.read_text("utf-8"), nl=False)

@@ -49,21 +49,26 @@ class Run:
 
     Args:
         model: name, digest, source, licence, parameters, layers, width; and the seed of an untrained one.
-        software: versions. date: when it ended, ISO 8601, UTC. options: of the run.
-        seconds: of the whole run, and of the model alone. tasks: in the order of the table of tasks.
+        software: versions. date: when the last task ended, ISO 8601, UTC. options: of the run.
+        seconds: of the whole run, and of the model alone; summed where it was done in parts.
+        tasks: in the order of the table of tasks.
     """
 
     model: Mapping[str, Any]
     software: Mapping[str, Any]
     date: str
     options: Mapping[str, Any]
-    seconds: Mapping[str, float]
-    tasks: tuple[TaskRun, ...]
+    seconds: Mapping[str, float] = field(default_factory=lambda: {"all": 0.0, "model": 0.0})
+    tasks: tuple[TaskRun, ...] = ()
 
     @property
     def name(self) -> str:
         """What the model is called in tables."""
         return str(self.model["name"])
+
+    def is_any_done(self) -> bool:
+        """Whether there is a figure."""
+        return any(task.status == "done" for task in self.tasks)
 
 
 def write(run: Run, path: Path) -> None:
@@ -94,6 +99,24 @@ def read(path: Path) -> Run:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file} is no file of results ({type(error).__name__}: {error}); evaluate again") from error
+
+
+def begun(path: Path, run: Run) -> Run:
+    """An evaluation to go on with: the tasks that the file at `path` holds of this model, options and software.
+
+    Args:
+        path: of `results.json`, which need not be there. run: the evaluation, without tasks.
+
+    Returns:
+        the run with the tasks that are done; as it was, where there are none or they are of another evaluation.
+    """
+    try:
+        there = read(path)
+    except InputError:
+        return run
+    if (there.model, there.options, there.software) != (run.model, run.options, run.software):
+        return run
+    return dataclasses.replace(there, tasks=tuple(task for task in there.tasks if task.status == "done"))
 
 
 def _task_run(values: Mapping[str, Any]) -> TaskRun:

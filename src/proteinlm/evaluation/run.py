@@ -1,15 +1,16 @@
 """One evaluation from beginning to end: the model, the tasks that apply, their questions, scores, `results.json`.
 
-In: an `EvaluateJob`. Out: the folder with the results. A task that cannot be run (data missing, nothing the model can
-answer) is listed with the reason; the others go on.
+In: an `EvaluateJob`. Out: the folder with the results, written anew after each task. A task that cannot be run (data
+missing, nothing the model can answer) is listed with the reason; the others go on. What the folder holds already of the
+same model, options, data and software is not run again.
 """
 
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class Running:
         """Give up, and let go of what was collected."""
         self.status, self.reason, self.task = status, reason, None
 
+    def is_done(self, done: Mapping[str, TaskRun]) -> bool:
+        """Whether an earlier run has answered it, in the same version and on the same data."""
+        found = done.get(self.name)
+        return found is not None and (found.version, found.data) == (self.entry.task.version, self.data)
+
     def finished(self) -> TaskRun:
         """For the file."""
         kind = self.entry.task
@@ -108,37 +114,44 @@ def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | Non
     Raises:
         InputError: a task is unknown, the model cannot be loaded, or no task could be run.
     """
-    begin = time.monotonic()
-    running = chosen_tasks(job.tasks, TASKS if table is None else table)
+    begin, table = time.monotonic(), TASKS if table is None else table
+    chosen = chosen_tasks(job.tasks, table)
     checkpoint = load_model(job)
     facts = facts_of(checkpoint)
     parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
     progress.say(f"model    {checkpoint.name}: {parameters:,} parameters, digest {checkpoint.digest[:12]}")
-    for one in running:
-        _prepare(one, job.options, facts)
     runner = Runner(checkpoint.model, job.run)
     progress.say(f"running  on {runner.device} in {runner.precision} ({runner.precision_reason})")
+    file = job.out / results.FILE
+    run = results.begun(file, Run(_model(checkpoint, facts, parameters, job), versions(), "", _options(job, runner)))
+    before, done = run.seconds, {task.name: task for task in run.tasks if task.name in table}
+    for one in chosen:
+        _prepare(one, job.options, facts)
+    waiting = [one for one in chosen if not one.is_done(done)]
+    if len(waiting) < len(chosen):
+        progress.say(f"done     {', '.join(one.name for one in chosen if one not in waiting)}: in {file}")
     job.out.mkdir(parents=True, exist_ok=True)
     with (
         kept_or_temporary(job.cache, job.out) as cache,
         closing(Machine(checkpoint.digest, runner, cache, job.storage, progress)) as machine,
     ):
-        model_seconds = _ask(machine, running, progress)
-        for one in running:
+        model_seconds = _ask(machine, waiting, progress)
+        for one in waiting:
             with _timed(one):
                 _finish(one)
             progress.say(f"{one.name}: " + (f"{len(one.results)} figures" if one.status == "done" else _why(one)))
-    run = Run(
-        model=_model(checkpoint, facts, parameters, job),
-        software=versions(),
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        options=_options(job, runner),
-        seconds={"all": round(time.monotonic() - begin, 2), "model": round(model_seconds, 2)},
-        tasks=tuple(one.finished() for one in running),
-    )
-    if not any(task.status == "done" for task in run.tasks):
+            done[one.name] = one.finished()
+            seconds = {"all": time.monotonic() - begin, "model": model_seconds}
+            run = replace(
+                run,
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                seconds={name: round(before[name] + value, 2) for name, value in seconds.items()},
+                tasks=tuple(done[name] for name in table if name in done),
+            )
+            if run.is_any_done():
+                results.write(run, file)
+    if not run.is_any_done():
         raise InputError("no task could be run: " + "; ".join(f"{task.name}: {task.reason}" for task in run.tasks))
-    results.write(run, job.out / results.FILE)
     return run
 
 

@@ -129,7 +129,7 @@ def unpad(x_BLD: Tensor, batch: FeatureBatch) -> Tensor:
     return torch.cat([x_LD[:length] for x_LD, length in zip(x_BLD, batch.lengths_B().tolist(), strict=True)])
 
 
-class BidirectionalLstm(nn.Module):
+class BidirectionalLstmLayer(nn.Module):
     """An LSTM from each end of every protein.
 
     Each direction runs over padded proteins, the backward one over reversed ones, so that padding comes last and tells

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proteinlm.heads.batches import FeatureBatch
 from proteinlm.heads.layers import (
     BatchNorm,
-    BidirectionalLstm,
+    BidirectionalLstmLayer,
     Convolution,
     Head,
     Random,
@@ -94,7 +94,7 @@ class ResidueLstm(Head):
         joined, both = config.width + 2 * config.filters, 2 * config.hidden
         self.norm = BatchNorm(joined)
         self.recurrent = nn.ModuleList(
-            BidirectionalLstm(joined if layer == 0 else both, config.hidden) for layer in range(config.layers)
+            BidirectionalLstmLayer(joined if layer == 0 else both, config.hidden) for layer in range(config.layers)
         )
         self.last = nn.Linear(both, sum(config.outputs.values()))
 

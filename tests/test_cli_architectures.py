@@ -30,6 +30,7 @@ SILENT = ("transformer-xl-bare",)
 NO_HEAD = "logits were asked for, but this checkpoint has no language-model head"
 
 LAYOUT = {
+    "bert-tape": ("a BERT with the alphabet TAPE has no Hugging Face layout; keep it as native", "native"),
     "esm1": (NO_PORT.format("esm1"), "fair-esm"),
     "esm1-bias": (NO_PORT.format("esm1"), "fair-esm"),
     "lstm": (NO_PORT.format("lstm"), "native"),

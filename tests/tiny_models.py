@@ -21,6 +21,7 @@ TINY = {
     "albert-body": ("albert", AlbertConfig(2, 16, 2, 40, 6, 30, exact_gelu=True, language_head=False)),
     "bert": ("bert", BertConfig(2, 16, 2, 40, max_positions=30)),
     "bert-body": ("bert", BertConfig(2, 16, 2, 40, max_positions=30, token_types=1, language_head=False)),
+    "bert-tape": ("bert", BertConfig(2, 16, 2, 40, max_positions=30, alphabet="TAPE")),
     "electra": ("electra", ElectraPairConfig(2, 16, 2, 40, 2, 8, 2, 20, max_positions=30)),
     "electra-discriminator": ("electra-discriminator", ElectraConfig(2, 16, 2, 40, 16, 30)),
     "electra-generator": ("electra-generator", ElectraConfig(2, 8, 2, 20, 16, 30)),

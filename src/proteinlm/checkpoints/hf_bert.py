@@ -148,12 +148,19 @@ ALBERT_FIXED: Fixed = {
 }
 
 
-def _state(folder: Path, prefix: str, copies: Mapping[str, str]) -> Tensors:
-    """Tensors of a folder without those that are `IGNORED`, nor `copies` of others that they are tied to."""
+def plain_state(folder: Path, prefix: str, copies: Mapping[str, str], heads: set[str] = FINE_TUNED) -> Tensors:
+    """Tensors of a folder without those that are `IGNORED`, nor `copies` of others that they are tied to.
+
+    Args:
+        folder: with weights. prefix: of the body. copies: name of a copy -> of its original. heads: fine-tuned ones.
+
+    Raises:
+        InputError: there is a fine-tuned head, or a copy differs from its original.
+    """
     source = str(folder)
     state = read_weights(folder, prefix)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(IGNORED)}
-    refuse_heads(state, FINE_TUNED, source)
+    refuse_heads(state, heads, source)
     for name, original in copies.items():
         copy = state.pop(name, None)
         if copy is not None and original in state:
@@ -161,10 +168,11 @@ def _state(folder: Path, prefix: str, copies: Mapping[str, str]) -> Tensors:
     return state
 
 
-_EMBEDDED_TOKENS = "embeddings.word_embeddings.weight"
+EMBEDDED_TOKENS = "embeddings.word_embeddings.weight"
 
 
-def _whole(fields: Fields, folder: Path, names: Mapping[str, str]) -> dict[str, object]:
+def whole_sizes(fields: Fields, folder: Path, names: Mapping[str, str]) -> dict[str, object]:
+    """Sizes by our names, that of the table of token types among them; see `whole_numbers`."""
     return whole_numbers({TOKEN_TYPES: 2, **fields}, {**names, "token_types": TOKEN_TYPES}, str(folder))
 
 
@@ -197,11 +205,11 @@ def read_bert(folder: Path, fields: Fields) -> Contents:
     source = str(folder)
     require_fixed(fields, BERT_FIXED, folder)
     copies = {
-        "cls.predictions.decoder.weight": _EMBEDDED_TOKENS,
+        "cls.predictions.decoder.weight": EMBEDDED_TOKENS,
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     }
-    state = _state(folder, "bert.", copies)
-    values = {**_whole(fields, folder, SIZES), "language_head": has_part(state, "cls.predictions")}
+    state = plain_state(folder, "bert.", copies)
+    values = {**whole_sizes(fields, folder, SIZES), "language_head": has_part(state, "cls.predictions")}
     config = from_dict(BertConfig, values, source)
     require_layers(config.num_layers, count_layers(state, "encoder.layer."), source)
     model = meta_model("bert", config, source)
@@ -217,9 +225,9 @@ def read_albert(folder: Path, fields: Fields) -> Contents:
     """
     source = str(folder)
     require_fixed(fields, ALBERT_FIXED, folder)
-    copies = {"predictions.decoder.weight": _EMBEDDED_TOKENS, "predictions.decoder.bias": "predictions.bias"}
-    state = _state(folder, "albert.", copies)
-    values = {**_whole(fields, folder, NARROW_SIZES), "language_head": has_part(state, "predictions")}
+    copies = {"predictions.decoder.weight": EMBEDDED_TOKENS, "predictions.decoder.bias": "predictions.bias"}
+    state = plain_state(folder, "albert.", copies)
+    values = {**whole_sizes(fields, folder, NARROW_SIZES), "language_head": has_part(state, "predictions")}
     config = from_dict(AlbertConfig, {**values, "exact_gelu": fields.get("hidden_act") == "gelu"}, source)
     tensors = to_ours(meta_model("albert", config, source), state, ALBERT_NAMES, source)
     return Contents("albert", config, _in_our_order(tensors, PROTALBERT, folder), source)
@@ -235,10 +243,10 @@ def read_electra(folder: Path, fields: Fields) -> Contents:
     """
     source = str(folder)
     require_fixed(fields, BERT_FIXED, folder)
-    state = _state(folder, "electra.", {"generator_lm_head.weight": _EMBEDDED_TOKENS})
+    state = plain_state(folder, "electra.", {"generator_lm_head.weight": EMBEDDED_TOKENS})
     generator, discriminator = (has_part(state, f"{part}_predictions") for part in ("generator", "discriminator"))
     config = from_dict(
-        ElectraConfig, {**_whole(fields, folder, NARROW_SIZES), "head": generator or discriminator}, source
+        ElectraConfig, {**whole_sizes(fields, folder, NARROW_SIZES), "head": generator or discriminator}, source
     )
     require_layers(config.num_layers, count_layers(state, "encoder.layer."), source)
     architecture = "electra-generator" if generator else "electra-discriminator"
@@ -309,7 +317,15 @@ def _with_tokeniser(files: Files, longest: int) -> Files:
 
 
 def write_bert(model: Bert, dtype: torch.dtype) -> Files:
-    """The files of a folder that `BertForMaskedLM` and `BertTokenizer` read."""
+    """The files of a folder that `BertForMaskedLM` and `BertTokenizer` read.
+
+    Raises:
+        InputError: the alphabet is TAPE's, whose rows for B, O, U and Z a reader of ProtBert's would take for X.
+    """
+    if model.alphabet is not PROTBERT:
+        raise InputError(
+            f"a BERT with the alphabet {model.alphabet.name} has no Hugging Face layout; keep it as native"
+        )
     return _with_tokeniser(_write(model, dtype, _BERT, {}), model.config.max_positions)
 
 

@@ -1,8 +1,8 @@
 """Hugging Face folders: `config.json` with safetensors or `.bin` weights, whole or in shards.
 
 In: a folder. Out: `Contents`; and back, so that the classes of `transformers` load what we write. Which family reads a
-folder is what its `config.json` says as `model_type`. A new family is one file that ends in a `Family`, and one line in
-`FAMILIES`.
+folder is what its `config.json` says as `model_type`; a folder of TAPE, which has none, is known by other fields. A new
+family is one file that ends in a `Family`, and one line in `FAMILIES`.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from proteinlm.checkpoints import hf_bert, hf_esm, hf_t5, hf_transfoxl, hf_xlnet
 from proteinlm.checkpoints.contents import Contents, architecture_of, weights_of
 from proteinlm.checkpoints.files import read_json
 from proteinlm.checkpoints.hf_family import Family, write_files
+from proteinlm.checkpoints.tape import is_tape, read_tape
 from proteinlm.errors import InputError
 from proteinlm.models.base import ProteinModel
 
@@ -35,6 +36,8 @@ def read(folder: Path) -> Contents:
         InputError: another architecture, fields that this version cannot follow, or tensors that do not fit.
     """
     fields = read_json(folder / "config.json")
+    if is_tape(fields):
+        return read_tape(folder, fields)
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(

@@ -1,7 +1,8 @@
-"""BERT (ProtBert): post-norm Transformer with learned positions, and the parts that ALBERT and ELECTRA share with it.
+"""BERT (ProtBert, TAPE): post-norm Transformer with learned positions, and what ALBERT and ELECTRA share with it.
 
-In: packed batches of the alphabet `PROTBERT`. Out: hidden states, logits and attention maps, as named. A protein is one
-segment: token type 0 throughout. The pooler of the published files, trained for pairs of sentences, is left out.
+In: packed batches of the alphabet `PROTBERT` or `TAPE`. Out: hidden states, logits and attention maps, as named. A
+protein is one segment: token type 0 throughout. The pooler of the published files, trained for pairs of sentences, is
+left out.
 
 Source: papers.md 6.1, 8.3; Devlin et al. 2019. The paper's dropout is 0, so that there is none here.
 """
@@ -16,7 +17,7 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.blocks import Activation, AttentionContext, MaskedHead, PostNormLayer, Projection, run_layers
 from proteinlm.models.contacts import MapCollector
-from proteinlm.sequences.alphabet import PROTBERT
+from proteinlm.sequences.alphabet import PROTBERT, TAPE
 from proteinlm.sequences.batch import PackedBatch
 
 EPSILON = 1e-12
@@ -28,6 +29,8 @@ sqrt(2 / (5 x 1024)), and models narrower than 1,024 get the same rule: with 0.0
 nothing of a toy language (0.81 nats above the least possible) when with the rule it was 0.02 above.
 """
 
+BERT_ALPHABETS = {alphabet.name: alphabet for alphabet in (PROTBERT, TAPE)}
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -38,6 +41,7 @@ class BertConfig:
         max_positions: learned positions for `[CLS]`, residues and `[SEP]` together.
         token_types: rows of the table of token types; proteins use the first.
         language_head: the checkpoint has the masked-language-model head; without it there are no logits.
+        alphabet: "ProtBert" or "TAPE".
     """
 
     num_layers: int = 30
@@ -47,6 +51,11 @@ class BertConfig:
     max_positions: int = 40_000
     token_types: int = 2
     language_head: bool = True
+    alphabet: str = PROTBERT.name
+
+    def __post_init__(self) -> None:
+        if self.alphabet not in BERT_ALPHABETS:
+            raise InputError(f"alphabet {self.alphabet!r} is none of BERT's; choose one of {', '.join(BERT_ALPHABETS)}")
 
 
 @dataclass(frozen=True)
@@ -125,18 +134,19 @@ class Bert(ProteinModel):
     torch.Size([5, 30])
     """
 
-    alphabet = PROTBERT
     has_attentions = True
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.alphabet = config, BERT_ALPHABETS[config.alphabet]
         self.num_layers, self.width, self.has_logits = config.num_layers, config.width, config.language_head
         self.max_residues = config.max_positions - 2
-        sizes = EmbeddingSizes(len(PROTBERT), config.width, config.max_positions, config.token_types)
+        sizes = EmbeddingSizes(len(self.alphabet), config.width, config.max_positions, config.token_types)
         self.embedding = BertEmbedding(sizes)
         self.layers = post_norm_layers(config.num_layers, config.width, config.num_heads, config.inner)
-        self.masked_head = MaskedHead(config.width, len(PROTBERT), epsilon=EPSILON) if config.language_head else None
+        self.masked_head = (
+            MaskedHead(config.width, len(self.alphabet), epsilon=EPSILON) if config.language_head else None
+        )
         initialise(self)
 
     def forward(self, batch: PackedBatch, want: Want) -> Output:

@@ -3,7 +3,7 @@
 In: a residue string, already upper case. Out: token ids with BOS and EOS where the model was trained with them.
 A letter that an alphabet has no place for is a `LetterError`, never a guess: the FASTA reader turns it into a refused
 record. Tables: fair-esm `esm/data.py` and `esm/constants.py`; UniRep `data_utils.py`; vocabularies of ProtTrans
-(papers.md 8.1, 8.4 and 6.4).
+(papers.md 8.1, 8.4 and 6.4); TAPE `tokenizers.py`.
 """
 
 from dataclasses import dataclass
@@ -171,6 +171,17 @@ PROTBERT = Alphabet(
 )
 """30 tokens of ProtBert and ProtElectra, `[CLS]` in front, `[SEP]` behind (their vocab.txt; papers.md 6.4)."""
 
+TAPE = Alphabet(
+    name="TAPE",
+    tokens=("<pad>", "<mask>", "<cls>", "<sep>", "<unk>", *"ABCDEFGHIKLMNOPQRSTUVWXYZ"),
+    pad=0,
+    mask=1,
+    prefix=(2,),
+    suffix=(3,),
+    substitutes=(("J", "X"),),
+)
+"""30 tokens of TAPE's BERT, B, O, U and Z among them, `<cls>` in front, `<sep>` behind (papers.md 8.6)."""
+
 PROTALBERT = Alphabet(
     name="ProtAlbert",
     tokens=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *'()"-.\u2013\u00a3\u20ac', *"LAGVESIKRDTPNQFYMHCWX"),
@@ -237,7 +248,7 @@ PROTT5 = Alphabet(
 
 ALPHABETS: dict[str, Alphabet] = {
     alphabet.name: alphabet
-    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
+    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, TAPE, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
 }
 """Alphabets by name, as configurations name them."""
 

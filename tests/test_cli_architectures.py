@@ -31,6 +31,7 @@ NO_HEAD = "logits were asked for, but this checkpoint has no language-model head
 
 LAYOUT = {
     "bert-tape": ("a BERT with the alphabet TAPE has no Hugging Face layout; keep it as native", "native"),
+    "elmo": (NO_PORT.format("elmo"), "native"),
     "esm1": (NO_PORT.format("esm1"), "fair-esm"),
     "esm1-bias": (NO_PORT.format("esm1"), "fair-esm"),
     "lstm": (NO_PORT.format("lstm"), "native"),
@@ -39,13 +40,16 @@ LAYOUT = {
 }
 """Models that no class of `transformers` holds: how that is said, and the layout to write instead; the rest take hf."""
 
+UNTRAINED = "does not train architecture {!r}; it is part of another model, or has no head"
+
 UNTRAINABLE = {
     "bert-body": NO_HEAD,
     "albert-body": NO_HEAD,
     "esm1b-body": NO_HEAD,
     "esm2-body": NO_HEAD,
-    "electra-discriminator": "does not train architecture 'electra-discriminator'; it is part of one that is trained",
-    "t5-encoder": "does not train architecture 't5-encoder'; it is part of one that is trained",
+    "elmo": UNTRAINED.format("elmo"),
+    "electra-discriminator": UNTRAINED.format("electra-discriminator"),
+    "t5-encoder": UNTRAINED.format("t5-encoder"),
 }
 """Models that cannot be pretrained, and why."""
 

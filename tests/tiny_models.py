@@ -9,6 +9,7 @@ from proteinlm.models.albert import AlbertConfig
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.bert import BertConfig
 from proteinlm.models.electra import ElectraConfig, ElectraPairConfig
+from proteinlm.models.elmo import ElmoConfig
 from proteinlm.models.esm import Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import LstmConfig
 from proteinlm.models.t5 import T5Config, T5EncoderConfig
@@ -25,6 +26,7 @@ TINY = {
     "electra": ("electra", ElectraPairConfig(2, 16, 2, 40, 2, 8, 2, 20, max_positions=30)),
     "electra-discriminator": ("electra-discriminator", ElectraConfig(2, 16, 2, 40, 16, 30)),
     "electra-generator": ("electra-generator", ElectraConfig(2, 8, 2, 20, 16, 30)),
+    "elmo": ("elmo", ElmoConfig(3, 8, 12, cell_limit=2.0, state_limit=1.5)),
     "esm1": ("esm1", Esm1Config(2, 16, 2, 40)),
     "esm1-bias": ("esm1", Esm1Config(2, 16, 2, 40, token_dropout=True, output_bias=True, contact_head=False)),
     "esm1b": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30)),

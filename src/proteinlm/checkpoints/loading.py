@@ -24,6 +24,7 @@ from proteinlm.checkpoints.catalogue import (
     unsupported,
 )
 from proteinlm.checkpoints.contents import Contents, architecture_of, assemble, digest_of, weights_of
+from proteinlm.checkpoints.elmo import elmo_weights, read_elmo
 from proteinlm.checkpoints.files import kind_of, read_torch
 from proteinlm.checkpoints.ngram import is_ngram
 from proteinlm.checkpoints.unirep import (
@@ -120,6 +121,9 @@ def read(path: Path, expected: models.ModelConfig | None = None) -> Checkpoint:
     if target.is_dir():
         if is_unirep_npy_folder(target):
             return _checkpoint(read_unirep_npy_folder(target), path)
+        weights = elmo_weights(target)
+        if weights is not None:
+            return _assembled(read_elmo(target, weights), path)
         contents = huggingface.read(target)
         drop = isinstance(expected, Esm1bConfig) and not expected.contact_head
         return _assembled(_without_contacts(contents) if drop else contents, path)
@@ -155,7 +159,7 @@ def _read_file(file: Path, path: Path) -> Checkpoint:
 
 def _find_in_folder(folder: Path) -> Path:
     """The one model in a folder: the folder itself where its files belong together, or the only file of weights."""
-    if (folder / "config.json").is_file() or is_unirep_npy_folder(folder):
+    if (folder / "config.json").is_file() or is_unirep_npy_folder(folder) or elmo_weights(folder) is not None:
         return folder
     suffixes = (".safetensors", ".pt", ".npz")
     files = sorted(
@@ -166,7 +170,8 @@ def _find_in_folder(folder: Path) -> Path:
     if files:
         raise InputError(f"{folder} holds {len(files)} models ({files[0].name}, {files[1].name} ...); name one of them")
     raise InputError(
-        f"{folder} holds no model: no config.json, .safetensors, .pt or .npz file, and no UniRep .npy files"
+        f"{folder} holds no model: no config.json, .safetensors, .pt or .npz file, no UniRep .npy files, and no "
+        "options.json beside an HDF5 file"
     )
 
 

@@ -22,6 +22,7 @@ from proteinlm.models.albert import Albert
 from proteinlm.models.base import ProteinModel
 from proteinlm.models.bert import Bert
 from proteinlm.models.electra import ElectraDiscriminator, ElectraGenerator, ElectraPair
+from proteinlm.models.elmo import Elmo
 from proteinlm.models.encodings import Encoding
 from proteinlm.models.esm import Esm1, Esm1b, Esm2
 from proteinlm.models.recurrent import BidirectionalLstm
@@ -93,6 +94,7 @@ _TABLES: dict[type[ProteinModel], tuple[str, Callable[[Any], Tensor]]] = {
     ElectraDiscriminator: (_INPUT, _bert_like),
     ElectraGenerator: (_BOTH, _bert_like),
     ElectraPair: (_BOTH, _bert_like),
+    Elmo: (_INPUT, _tokens),
     Encoding: (_INPUT, lambda model: model.table_VD),
     Esm1: (_OUTPUT, lambda model: model.output),
     Esm1b: (_BOTH, _tokens),

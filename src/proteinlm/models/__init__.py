@@ -21,6 +21,7 @@ from proteinlm.models.electra import (
     ElectraPair,
     ElectraPairConfig,
 )
+from proteinlm.models.elmo import Elmo, ElmoConfig
 from proteinlm.models.esm import Esm1, Esm1b, Esm1bConfig, Esm1Config, Esm2, Esm2Config
 from proteinlm.models.recurrent import BidirectionalLstm, LstmConfig
 from proteinlm.models.t5 import T5, T5Config, T5Encoder, T5EncoderConfig
@@ -35,6 +36,7 @@ ModelConfig = (
     | Esm1bConfig
     | Esm2Config
     | LstmConfig
+    | ElmoConfig
     | UniRepConfig
     | TransformerXlConfig
     | XlnetConfig
@@ -77,6 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "electra-discriminator": Architecture(ElectraDiscriminator, ElectraConfig, _BODY, objectives=()),
     "electra-generator": Architecture(ElectraGenerator, ElectraConfig, _BODY),
+    "elmo": Architecture(Elmo, ElmoConfig, objectives=()),
     "esm1": Architecture(Esm1, Esm1Config),
     "esm1b": Architecture(Esm1b, Esm1bConfig),
     "esm2": Architecture(Esm2, Esm2Config),
@@ -249,6 +252,7 @@ PRESETS: dict[str, Preset] = {
             _t5("prot_t5_xl_half_uniref50-enc", "t5-encoder", "XL", 1_208_141_824, "prot_t5", "ProtT5"),
         ]
     ),
+    "seqvec": Preset("elmo", ElmoConfig(), 75_577_856, "MIT", "Rostlab"),
     "unirep-1900": _unirep(1900, 18_219_385, "unirep"),
     "unirep-256": _unirep(256, 2_327_581),
     "unirep-64": _unirep(64, 152_029),

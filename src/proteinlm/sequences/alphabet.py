@@ -182,6 +182,17 @@ TAPE = Alphabet(
 )
 """30 tokens of TAPE's BERT, B, O, U and Z among them, `<cls>` in front, `<sep>` behind (papers.md 8.6)."""
 
+SEQVEC = Alphabet(
+    name="SeqVec",
+    tokens=("<pad>", "<S>", "</S>", *LETTERS),
+    pad=0,
+    mask=None,
+    prefix=(1,),
+    suffix=(2,),
+)
+"""29 tokens, `<S>` in front, `</S>` behind. SeqVec reads characters, so that every letter is a token; one that its
+training set did not have got no training (papers.md 8.5)."""
+
 PROTALBERT = Alphabet(
     name="ProtAlbert",
     tokens=("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", *'()"-.\u2013\u00a3\u20ac', *"LAGVESIKRDTPNQFYMHCWX"),
@@ -248,7 +259,7 @@ PROTT5 = Alphabet(
 
 ALPHABETS: dict[str, Alphabet] = {
     alphabet.name: alphabet
-    for alphabet in (ESM1, ESM1B, UNIREP, PROTBERT, TAPE, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
+    for alphabet in (ESM1, ESM1B, UNIREP, SEQVEC, PROTBERT, TAPE, PROTALBERT, PROTT5, PROTXLNET, PROTTXL, PROTTXL_BARE)
 }
 """Alphabets by name, as configurations name them."""
 

@@ -383,7 +383,7 @@ def _check(recipe: Recipe, where: str) -> None:
             + (
                 f"set objective.name to {' or '.join(trained_by)}"
                 if trained_by
-                else "it is part of one that is trained"
+                else "it is part of another model, or has no head"
             )
         )
     model = meta_model(architecture, config, f"{where}, [model]")

@@ -14,7 +14,7 @@ from proteinlm.heads import fitting
 from proteinlm.heads.batches import BatchSize, Examples, FlatFeatures, batches_of, collate, order_of
 from proteinlm.heads.contact import PairProjection, PairProjectionConfig
 from proteinlm.heads.fitting import TrainOptions, fit, predict_logits
-from proteinlm.heads.layers import BidirectionalLstm, Convolution, Head
+from proteinlm.heads.layers import BidirectionalLstmLayer, Convolution, Head
 from proteinlm.heads.network import (
     CnnConfig,
     ContactResNet,
@@ -90,7 +90,7 @@ def test_neighbours_have_no_say(name: str) -> None:
 def test_lstm_is_that_of_packed_sequences() -> None:
     """Outputs and gradients are those of PyTorch's bidirectional LSTM over a packed sequence with the same weights."""
     torch.manual_seed(0)
-    ours, theirs = BidirectionalLstm(5, 3), torch.nn.LSTM(5, 3, batch_first=True, bidirectional=True)
+    ours, theirs = BidirectionalLstmLayer(5, 3), torch.nn.LSTM(5, 3, batch_first=True, bidirectional=True)
     theirs.load_state_dict(
         {
             **{name: value for name, value in ours.ahead.state_dict().items()},

@@ -24,7 +24,7 @@ from proteinlm.evaluation import results
 from proteinlm.evaluation.cache import Storage, kept_or_temporary
 from proteinlm.evaluation.machine import Machine, Unanswered, facts_of
 from proteinlm.evaluation.results import Run, Status, TaskRun
-from proteinlm.inference import Runner, RunOptions
+from proteinlm.inference import Runner, RunOptions, return_freed_memory
 from proteinlm.tasks import TASKS
 from proteinlm.tasks.base import LACKING, Entry, ModelFacts, Question, Result, Task, TaskOptions, TwoRoundTask
 
@@ -137,9 +137,11 @@ def evaluate(job: EvaluateJob, progress: Progress, table: dict[str, Entry] | Non
     ):
         model_seconds = _ask(machine, waiting, progress)
         for one in waiting:
+            return_freed_memory()
             with _timed(one):
                 _finish(one)
-            progress.say(f"{one.name}: " + (f"{len(one.results)} figures" if one.status == "done" else _why(one)))
+            figures = f"{len(one.results)} figures, {one.seconds:.0f} s without the model"
+            progress.say(f"{one.name}: {figures if one.status == 'done' else _why(one)}")
             done[one.name] = one.finished()
             seconds = {"all": time.monotonic() - begin, "model": model_seconds}
             run = replace(

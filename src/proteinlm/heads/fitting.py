@@ -18,6 +18,7 @@ from proteinlm.errors import InputError
 from proteinlm.heads.batches import BatchSize, Examples, batches_of, collate
 from proteinlm.heads.layers import Head
 from proteinlm.heads.rows import UNLABELLED
+from proteinlm.inference import return_freed_memory
 
 CLIP = 1.0
 """Largest norm of a gradient; recurrent layers need it now and then."""
@@ -104,6 +105,7 @@ def fit(head: Head, train: Examples, validation: Examples, options: TrainOptions
             totals += [[total.item(), count] for total, count in sums]
         history.train_loss.append(_mean(totals))
         history.validation_loss.append(evaluate(head, validation, options))
+        return_freed_memory()
         if not math.isfinite(history.train_loss[-1] + history.validation_loss[-1]):
             raise InputError(
                 f"the loss of epoch {epoch} is not finite; use a lower learning rate or check the features"

@@ -12,10 +12,12 @@ from corpus_tools import example_store
 from embedding_tools import plm
 from tiny_models import tiny
 
+from proteinlm import checkpoints
 from proteinlm.cli.reproduce import reproduce as command
 from proteinlm.corpora.split import SplitOptions, is_held_out
 from proteinlm.corpora.store import Store
 from proteinlm.errors import InputError
+from proteinlm.models.ngram_model import NGramModel
 from proteinlm.objectives.masked import MaskedLanguageModel, Masking
 from proteinlm.objectives.perplexity import hidden_positions, protein_losses
 from proteinlm.reproduce import prottrans, table1
@@ -67,6 +69,8 @@ def test_every_row_is_run_once_and_compared(job: Job, monkeypatch: pytest.Monkey
         expected = "holds" if one["high"] < 0 else "reversed" if one["low"] > 0 else "not resolved"
         assert one["verdict"] == expected and f"| {expected} |" in text
     assert all(f"| {row.name} |" in text and f"{row.paper:.2f}" in text for row in ROWS)
+    counts = checkpoints.load(job.folder / "n-gram" / "model.safetensors").model
+    assert isinstance(counts, NGramModel), "the n-gram can be evaluated like every other model"
     trained.clear()
     assert table1.reproduce(job, CPU, said.append).read_text() == text
     assert not trained, "what is finished is not run again"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from proteinlm import checkpoints
+from proteinlm.checkpoints.ngram import save_ngram
 from proteinlm.corpora.sampling import Order
 from proteinlm.corpora.split import SplitOptions, is_held_out
 from proteinlm.corpora.store import Store
@@ -199,7 +200,7 @@ def _losses(row: Row, job: Job, proteins: list[str], device: torch.device, say: 
     if (saved := finished(path, stated)) is not None:
         return as_totals(saved)
     if row.model is None:
-        losses = _ngram(job, proteins, say)
+        losses = _ngram(job, proteins, folder, say)
     else:
         if not pretrain(recipe_of_row(row, job), folder, device, say):
             raise KeyboardInterrupt
@@ -210,8 +211,8 @@ def _losses(row: Row, job: Job, proteins: list[str], device: torch.device, say: 
     return losses
 
 
-def _ngram(job: Job, proteins: list[str], say: Callable[[str], None]) -> Totals:
-    """The best n-gram of the grid, chosen on training clusters that were left out of the counts."""
+def _ngram(job: Job, proteins: list[str], folder: Path, say: Callable[[str], None]) -> Totals:
+    """The best n-gram of the grid, chosen on training clusters left out of the counts; it is kept in `folder`."""
     store = Store.open(job.store)
     left_out = SplitOptions(fraction=0.02, seed=job.seed)
     representatives = store.members[store.cluster_starts[:-1]]
@@ -228,7 +229,10 @@ def _ngram(job: Job, proteins: list[str], say: Callable[[str], None]) -> Totals:
     say(f"n-gram: context {best.context}, alpha {best.alpha}, chosen on {held.sum()} training clusters left out")
     places = hidden_positions(MaskedLanguageModel(ESM1B, Masking()), proteins, job.seed)
     arrays = [np.frombuffer(residues.encode("ascii"), np.uint8) for residues in proteins]
-    return NGram.fit(letters(representatives), best).cross_entropy(arrays, places)
+    model = NGram.fit(letters(representatives), best)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_ngram(model, folder / MODEL)
+    return model.cross_entropy(arrays, places)
 
 
 def _ece(losses: Totals) -> Interval:

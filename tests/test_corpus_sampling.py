@@ -292,7 +292,7 @@ def test_what_a_process_gets_is_what_the_crops_say(store: Store) -> None:
     """Letters, BOS and EOS of every stretch, and a key of its own that no number of processes changes."""
     stream = stream_of(store)
     keys: dict[int, int] = {}
-    compared = 0
+    compared = cut = 0
     for world in (1, 3):
         for crops in draws(stream, 5):
             by_position = {crop.position: crop for crop in crops}
@@ -302,9 +302,11 @@ def test_what_a_process_gets_is_what_the_crops_say(store: Store) -> None:
                         crop = by_position[row]
                         letters = store.letters(crop.sequence, crop.start, crop.start + crop.length).tobytes().decode()
                         assert part.batch.tokens_T[part.batch.tokens(b)].tolist() == ESM1B.encode(letters).tolist()
+                        goes_on = not store.letters(crop.sequence).tobytes().decode().endswith(letters)
+                        assert (b in part.batch.cut) == goes_on
                         assert keys.setdefault(row, key) == key
-                        compared += 1
-    assert compared == 2 * len(keys) > 60
+                        compared, cut = compared + 1, cut + goes_on
+    assert compared == 2 * len(keys) > 60 and 10 < cut < compared - 10
     assert len(set(keys.values())) == len(keys)
 
 

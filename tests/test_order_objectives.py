@@ -69,6 +69,20 @@ def test_the_next_token_is_predicted_everywhere(name: str) -> None:
     assert len(scores.rows_M) == 12 + 3 + 20 - (0 if model.alphabet.prefix else 3)
 
 
+@pytest.mark.parametrize("name", ["transformer-xl", "transformer-xl-bare", "unirep"])
+def test_the_end_of_a_stretch_is_no_end_of_a_protein(name: str) -> None:
+    """A model that learnt it would expect every protein to end there."""
+    alphabet = tiny(name).alphabet
+    around = (len(alphabet.prefix), len(alphabet.suffix))
+    encoded = [alphabet.encode(one) for one in proteins(12, 5)]
+    objective = AutoregressiveModel(alphabet, NextToken())
+    whole = objective.prepare(PackedBatch.pack(encoded, None, *around), keys(2))
+    cut = objective.prepare(PackedBatch.pack(encoded, None, *around, cut=[0]), keys(2))
+    assert cut.batch.to(torch.device("cpu")).cut == {0}
+    kept = [place for place in whole.places_M.tolist() if not (alphabet.suffix and place == around[0] + 12 - 1)]
+    assert cut.places_M.tolist() == kept and len(kept) == len(whole.places_M) - len(alphabet.suffix)
+
+
 def test_a_long_protein_is_one_example_with_memory_carried() -> None:
     """Segments are run one after the other: the loss is that of segments run by hand with the memory handed over."""
     model = tiny("transformer-xl")

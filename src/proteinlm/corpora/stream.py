@@ -147,4 +147,5 @@ class Stream:
         ]
         positions = [crop.position for crop in crops]
         keys_B = follow(key_of(self.order.seed, _RANDOM), np.array(positions, np.uint64))
-        return Part(PackedBatch.pack(encoded, positions, len(alphabet.prefix), len(alphabet.suffix)), keys_B)
+        cut = [b for b, crop in enumerate(crops) if crop.start + crop.length < store.lengths[crop.sequence]]
+        return Part(PackedBatch.pack(encoded, positions, len(alphabet.prefix), len(alphabet.suffix), cut), keys_B)

@@ -2,7 +2,8 @@
 
 In: packed batches. Out: the batch as it is, and the next token at every token but the last of a protein. A protein that
 is longer than the model's segment is read segment by segment, with memory carried on, inside the model: every token of
-it carries loss.
+it carries loss. Where a stretch of a protein was cut out, the token behind it ends nothing and is not asked for: a
+model that had to predict it would learn that proteins end at the length of the stretches.
 
 Source: papers.md 6.3 (ProtTXL); Dai et al. 2019. Where the original feeds an endless stream, here every protein begins
 without memory, so that no protein's loss depends on which one came before.
@@ -50,6 +51,8 @@ class AutoregressiveModel(Objective[Example]):
         """Nothing is drawn; `keys_B` are not used."""
         is_last_T = torch.zeros(len(batch.tokens_T), dtype=torch.bool)
         is_last_T[torch.tensor(batch.starts[1:]) - 1] = True
+        for b in batch.cut:
+            is_last_T[batch.residues(b).stop - 1] = True
         places_M = torch.nonzero(~is_last_T)[:, 0]
         return Example(batch, places_M, batch.tokens_T[places_M + 1])
 

@@ -7,8 +7,8 @@ Shape letters, here and in `models`: T tokens in the batch, B sequences, L token
 D model width, H heads, C channels of one head, V alphabet size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class PackedBatch:
         row_B: for each sequence, the caller's own number for it; the id travels with the vector.
         prefix: tokens before the first residue of every sequence (BOS: 0 or 1).
         suffix: tokens after the last residue of every sequence (EOS: 0 or 1).
+        cut: numbers of the sequences that are stretches behind which their protein goes on: there EOS ends nothing.
     """
 
     tokens_T: Int[Tensor, "T"]
@@ -35,10 +36,16 @@ class PackedBatch:
     row_B: tuple[int, ...]
     prefix: int = 0
     suffix: int = 0
+    cut: frozenset[int] = frozenset()
 
     @classmethod
     def pack(
-        cls, encoded: Sequence[np.ndarray], rows: Sequence[int] | None = None, prefix: int = 0, suffix: int = 0
+        cls,
+        encoded: Sequence[np.ndarray],
+        rows: Sequence[int] | None = None,
+        prefix: int = 0,
+        suffix: int = 0,
+        cut: Iterable[int] = (),
     ) -> "PackedBatch":
         """Lay encoded sequences end to end.
 
@@ -47,6 +54,7 @@ class PackedBatch:
             rows: the caller's number of each sequence; 0, 1, 2 ... when left out.
             prefix: BOS tokens in front of each sequence.
             suffix: EOS tokens behind each sequence.
+            cut: numbers of the sequences whose protein goes on behind them.
 
         >>> batch = PackedBatch.pack([np.array([0, 5, 2]), np.array([0, 7, 8, 2])], prefix=1, suffix=1)
         >>> batch.starts, batch.max_length, batch.residues(1)
@@ -57,7 +65,8 @@ class PackedBatch:
         tokens_T = torch.from_numpy(np.concatenate(encoded).astype(np.int64))
         row_B = tuple(rows) if rows is not None else tuple(range(len(encoded)))
         assert len(row_B) == len(encoded), "one row number per sequence"
-        return cls(tokens_T, tuple(starts.tolist()), max(map(len, encoded)), row_B, prefix, suffix)
+        longest = max(map(len, encoded))
+        return cls(tokens_T, tuple(starts.tolist()), longest, row_B, prefix, suffix, frozenset(cut))
 
     def __len__(self) -> int:
         return len(self.row_B)
@@ -84,4 +93,4 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch with its ids on `device`."""
-        return PackedBatch(self.tokens_T.to(device), self.starts, self.max_length, self.row_B, self.prefix, self.suffix)
+        return replace(self, tokens_T=self.tokens_T.to(device))

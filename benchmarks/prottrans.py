@@ -103,7 +103,7 @@ def transformers_at_its_best(folder: Path, shape: Shape, attention: str, dtype: 
     import torch
     import transformers
 
-    from proteinlm.models import ARCHITECTURES
+    from proteinlm.models import ARCHITECTURES, on_meta
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -111,7 +111,8 @@ def transformers_at_its_best(folder: Path, shape: Shape, attention: str, dtype: 
     model = getattr(transformers, shape.peer).from_pretrained(folder / "hf", attn_implementation=attention, **more)
     # T5 would keep a part in fp32 where the type is given above.
     model = model.to(getattr(torch, dtype)).eval()
-    alphabet = ARCHITECTURES[shape.architecture].model.alphabet  # type: ignore[attr-defined]
+    architecture = ARCHITECTURES[shape.architecture]
+    alphabet = on_meta(shape.architecture, architecture.config(**shape.config)).alphabet
 
     def embed(sequences: list[str]) -> np.ndarray:
         vectors: dict[int, np.ndarray] = {}

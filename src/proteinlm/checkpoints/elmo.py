@@ -73,9 +73,8 @@ def read_elmo(folder: Path, weights: Path) -> Contents:
             arrays = Arrays(file, weights)
             words_VEK = spelled(arrays.get("char_embed"), longest)
             table_VC = convolved(words_VEK, arrays, filters, activation)
-            table_VD = highway(table_VC, arrays, highways) @ arrays.get("CNN_proj/W_proj") + arrays.get(
-                "CNN_proj/b_proj"
-            )
+            weight_CD, bias_D = arrays.get("CNN_proj/W_proj"), arrays.get("CNN_proj/b_proj")
+            table_VD = highway(table_VC, arrays, highways) @ weight_CD + bias_D
             table_VD[SEQVEC.pad] = 0
             tensors = {"embed_tokens.weight": table_VD, **recurrent(arrays, config)}
     except OSError as error:

@@ -58,6 +58,19 @@ class Output:
     replaced_T: Float[Tensor, "T"] | None = None
 
 
+def require_fp32(precision: torch.dtype, model: str) -> None:
+    """Refuse any other precision for a recurrent model, whose state adds up rounding over a long protein.
+
+    Raises:
+        InputError: for any other precision.
+    """
+    if precision != torch.float32:
+        raise InputError(
+            f"precision {str(precision).removeprefix('torch.')} is not available for {model}: "
+            "its recurrence accumulates rounding errors; use fp32"
+        )
+
+
 class ProteinModel(nn.Module, abc.ABC):
     """A protein language model. Subclasses are final: they set the attributes below and write `forward`.
 

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from proteinlm.errors import InputError
-from proteinlm.models.base import Output, Preparable, ProteinModel, Want
+from proteinlm.models.base import Output, Preparable, ProteinModel, Want, require_fp32
 from proteinlm.models.blocks import Projection
 from proteinlm.models.recurrent import mirror
 from proteinlm.models.unirep import step_blocks, time_major
@@ -134,11 +133,7 @@ class ClippedLstm(nn.Module, Preparable):
         Raises:
             InputError: for any other precision.
         """
-        if precision not in Elmo.precisions:
-            raise InputError(
-                f"precision {str(precision).removeprefix('torch.')} is not available for ELMo: "
-                "its recurrence accumulates rounding errors; use fp32"
-            )
+        require_fp32(precision, "ELMo")
 
     def forward(self, input_TD: Float[Tensor, "T D"], running: list[int]) -> Float[Tensor, "T D"]:
         """States of a time-major layout (`unirep.time_major`), in the same layout."""

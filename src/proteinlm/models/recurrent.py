@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from proteinlm.errors import InputError
-from proteinlm.models.base import Output, Preparable, ProteinModel, Want
+from proteinlm.models.base import Output, Preparable, ProteinModel, Want, require_fp32
 from proteinlm.models.unirep import time_major
 from proteinlm.sequences.alphabet import ESM1B
 from proteinlm.sequences.batch import PackedBatch
@@ -140,11 +140,7 @@ class TwoDirections(nn.Module, Preparable):
         Raises:
             InputError: for any other precision.
         """
-        if precision not in BidirectionalLstm.precisions:
-            raise InputError(
-                f"precision {str(precision).removeprefix('torch.')} is not available for an LSTM: "
-                "its recurrence accumulates rounding errors; use fp32"
-            )
+        require_fp32(precision, "an LSTM")
 
     def forward(
         self, forward_TD: Float[Tensor, "T D"], backward_TD: Float[Tensor, "T D"], ahead: "Reading", back: "Reading"

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.models.base import Output, Preparable, ProteinModel, Want
+from proteinlm.models.base import Output, Preparable, ProteinModel, Want, require_fp32
 from proteinlm.sequences.alphabet import UNIREP
 from proteinlm.sequences.batch import PackedBatch
 
@@ -240,11 +240,7 @@ class MultiplicativeLSTM(nn.Module, Preparable):
         Raises:
             InputError: for any other precision.
         """
-        if precision not in UniRep.precisions:
-            raise InputError(
-                f"precision {str(precision).removeprefix('torch.')} is not available for UniRep: "
-                "its recurrence accumulates rounding errors; use fp32"
-            )
+        require_fp32(precision, "UniRep")
         on_cpu = self.bias.device.type == "cpu"
         with torch.no_grad():
             self._prepared = self._weights()

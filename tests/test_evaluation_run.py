@@ -14,6 +14,7 @@ from embedding_tools import plm, save_model, tiny_model
 from evaluation_tools import facts, write_held_out, write_scop
 
 from proteinlm import checkpoints
+from proteinlm.checkpoints.ngram import save_ngram
 from proteinlm.embedding.progress import Silent
 from proteinlm.errors import InputError
 from proteinlm.evaluation import results
@@ -22,6 +23,7 @@ from proteinlm.evaluation.compare import compare
 from proteinlm.evaluation.report import DIFFERENT, gather
 from proteinlm.evaluation.run import EvaluateJob, evaluate
 from proteinlm.metrics import Bootstrap, bootstrap_difference, bootstrap_interval
+from proteinlm.models.ngram import NGram, NGramConfig
 from proteinlm.tasks import TASKS
 from proteinlm.tasks.base import (
     Entry,
@@ -197,6 +199,16 @@ def test_what_does_not_apply_and_what_is_missing(
     assert "cath_chains.tsv.gz" in status["homology-cath"][1] and "get it from" in status["homology-cath"][1]
     told = capsys.readouterr().out
     assert "no language-model head" in told and "cath_chains.tsv.gz" in told
+
+
+def test_counts_predict_and_have_no_vectors(data: Path, tmp_path: Path) -> None:
+    """The n-gram in the same table: its ECE is that of its counts, and tasks on vectors do not apply."""
+    counts = NGram.fit([np.frombuffer(b"MKTAYIAKQRQISFVKSHFSRQ", np.uint8)], NGramConfig(left=1))
+    save_ngram(counts, tmp_path / "counts.safetensors")
+    job = EvaluateJob(str(tmp_path / "counts.safetensors"), tmp_path / "out", TaskOptions(data), tuple(TWO.split(",")))
+    language, homology = evaluate(job, Silent()).tasks
+    assert language.status == "done" and 20 < language.results[0].value < 30
+    assert (homology.status, homology.reason) == ("not applicable", "of counts, it has no vectors of residues")
 
 
 @pytest.mark.parametrize(

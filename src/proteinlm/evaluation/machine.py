@@ -46,7 +46,7 @@ def facts_of(checkpoint: Checkpoint) -> ModelFacts:
     model = checkpoint.model
     logits = model.has_logits and (not model.logits_ahead or bool(model.alphabet.prefix))
     able: dict[Ability, bool] = {
-        "residues": True,
+        "residues": model.width > 0,
         "logits": logits,
         "mask": model.alphabet.mask is not None,
         "attentions": model.has_attentions,

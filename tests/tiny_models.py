@@ -34,6 +34,7 @@ TINY = {
     "esm1b-body": ("esm1b", Esm1bConfig(2, 16, 2, 40, max_positions=30, language_head=False)),
     "esm2": ("esm2", Esm2Config(2, 16, 2, 64, max_residues=30)),
     "esm2-body": ("esm2", Esm2Config(3, 16, 4, 64, token_dropout=False, contact_head=False, language_head=False)),
+    "esm2-convolved": ("esm2", Esm2Config(2, 16, 2, 40, max_residues=30, reach=2)),
     "lstm": ("lstm", LstmConfig(num_layers=2, width=8)),
     "lstm-projected": ("lstm", LstmConfig(num_layers=2, width=6, cell_width=10)),
     "transformer-xl": ("transformer-xl", TransformerXlConfig(2, 16, 2, 6, 24, segment=8, memory=6)),

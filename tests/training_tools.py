@@ -40,6 +40,7 @@ PAIR = {"generator_layers": 1, "generator_width": 8, "generator_heads": 1, "gene
 SEGMENTS = {"segment": 24, "memory": 16}
 EVERY: dict[str, tuple[dict[str, Any], str]] = {
     "esm2": (ESM2, "masked"),
+    "esm2-convolved": ({**ESM2, "reach": 2}, "masked"),
     "esm1": ({"architecture": "esm1", **SHAPE}, "masked"),
     "esm1b": ({"architecture": "esm1b", **SHAPE, "max_positions": 64}, "masked"),
     "lstm": ({"architecture": "lstm", "num_layers": 2, "width": 8}, "masked"),

@@ -232,10 +232,18 @@ def _their_names(name: str, naming: Naming) -> tuple[str, ...]:
 
 
 def _in_table(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The entry of a tensor, or of the module it belongs to."""
+    """The entry of a tensor, or of the module it belongs to.
+
+    Raises:
+        InputError: the layout has none, since its models lack this part.
+    """
     if name in table:
         return table[name]
     part, _, kind = name.rpartition(".")
+    if part not in table:
+        raise InputError(
+            f"this layout has no place for {part!r}, and its readers would not run it; export it as native"
+        )
     return tuple(f"{theirs}.{kind}" for theirs in table[part])
 
 

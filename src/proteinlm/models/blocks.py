@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proteinlm.models.attention import Heads, Starts, attend, probabilities
 from proteinlm.models.base import Output, Preparable, ProteinModel, Want
+from proteinlm.models.convolution import DepthwiseConvolution, GappedLayout
 from proteinlm.models.positions import turn
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu"]
@@ -77,12 +78,14 @@ class AttentionContext:
         turns_TF: rotary turns of each token, or None for models without.
         maps: called with every attention map, or None when nobody asked for maps.
         kernel: attention kernel by name; None chooses.
+        layout: for convolutions, or None for models without.
     """
 
     starts: Starts
     turns_TF: Complex[Tensor, "T F"] | None = None
     maps: MapSink | None = None
     kernel: str | None = None
+    layout: GappedLayout | None = None
 
 
 class SelfAttention(nn.Module):
@@ -141,25 +144,34 @@ class FeedForward(nn.Module):
 
 
 class PreNormLayer(nn.Module):
-    """x += attention(norm(x)); x += feed_forward(norm(x)).
+    """x += attention(norm(x)); x += feed_forward(norm(x)); with a reach, each norm is followed by a convolution.
 
     Args:
         width, num_heads, inner: D, H and the feed-forward width.
-        epsilon: of both norms. extra_key: see `SelfAttention`.
+        epsilon: of both norms. extra_key: see `SelfAttention`. reach: of the convolutions; None for none.
     """
 
-    def __init__(self, width: int, num_heads: int, inner: int, epsilon: float, extra_key: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, inner: int, epsilon: float, extra_key: bool = False, reach: int | None = None
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
+        self.attention_convolution = DepthwiseConvolution(width, reach) if reach is not None else None
         self.attention = SelfAttention(width, num_heads, extra_key)
         self.feed_forward_norm = nn.LayerNorm(width, eps=epsilon)
+        self.feed_forward_convolution = DepthwiseConvolution(width, reach) if reach is not None else None
         self.feed_forward = FeedForward(width, inner)
 
     def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
         """One layer, (T, D) -> (T, D)."""
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), layer, context)
-        x_TD = x_TD + self.feed_forward(self.feed_forward_norm(x_TD))
-        return x_TD
+        y_TD = self.attention_norm(x_TD)
+        if self.attention_convolution is not None and context.layout is not None:
+            y_TD = self.attention_convolution(y_TD, context.layout)
+        x_TD = x_TD + self.attention(y_TD, layer, context)
+        y_TD = self.feed_forward_norm(x_TD)
+        if self.feed_forward_convolution is not None and context.layout is not None:
+            y_TD = self.feed_forward_convolution(y_TD, context.layout)
+        return x_TD + self.feed_forward(y_TD)
 
 
 class PostNormLayer(nn.Module):

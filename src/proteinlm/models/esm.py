@@ -15,6 +15,7 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.blocks import AttentionContext, MaskedHead, PreNormLayer, token_dropout
 from proteinlm.models.contacts import ContactHead, MapCollector
+from proteinlm.models.convolution import GappedLayout
 from proteinlm.models.positions import Rotary, sinusoidal
 from proteinlm.sequences.alphabet import ESM1, ESM1B
 from proteinlm.sequences.batch import PackedBatch
@@ -79,6 +80,8 @@ class Esm2Config:
         token_dropout: see papers.md 2.4. contact_head: the checkpoint has a contact regression.
         max_residues: residues of a training crop; longer proteins are cut into windows of this size.
         language_head: the checkpoint has the masked-language-model head; without it there are no logits.
+        reach: neighbours on either side that a convolution before attention and before feed-forward sees; None, as
+            in ESM-2, for no convolutions. Small models learn faster with them.
     """
 
     num_layers: int = 33
@@ -89,13 +92,17 @@ class Esm2Config:
     contact_head: bool = True
     max_residues: int = TRAINED_RESIDUES
     language_head: bool = True
+    reach: int | None = None
 
 
-def _layers(config: Esm1Config | Esm1bConfig | Esm2Config, epsilon: float, extra_key: bool = False) -> nn.ModuleList:
+def _layers(
+    config: Esm1Config | Esm1bConfig | Esm2Config, epsilon: float, extra_key: bool = False, reach: int | None = None
+) -> nn.ModuleList:
     if config.width % config.num_heads:
         raise InputError(f"width {config.width} is not a multiple of num_heads {config.num_heads}; choose one that is")
     return nn.ModuleList(
-        PreNormLayer(config.width, config.num_heads, config.inner, epsilon, extra_key) for _ in range(config.num_layers)
+        PreNormLayer(config.width, config.num_heads, config.inner, epsilon, extra_key, reach)
+        for _ in range(config.num_layers)
     )
 
 
@@ -224,7 +231,7 @@ class Esm2(ProteinModel):
     Args:
         config: shape.
 
-    Source: papers.md 8.1.
+    Source: papers.md 8.1; the convolutions of `reach` are not ESM-2's, see `DepthwiseConvolution`.
 
     >>> model = Esm2(Esm2Config(num_layers=1, width=8, num_heads=2, inner=16)).eval()
     >>> batch = PackedBatch.pack([ESM1B.encode("MKT")], prefix=1, suffix=1)
@@ -242,7 +249,7 @@ class Esm2(ProteinModel):
         self.max_residues = config.max_residues
         self.embed_tokens = _embedding(len(ESM1B), config.width)
         self.rotary = Rotary(config.width // config.num_heads)
-        self.layers = _layers(config, epsilon=1e-5)
+        self.layers = _layers(config, epsilon=1e-5, reach=config.reach)
         self.final_norm = nn.LayerNorm(config.width)
         self.has_logits = config.language_head
         self.masked_head = MaskedHead(config.width, len(ESM1B)) if config.language_head else None
@@ -256,7 +263,8 @@ class Esm2(ProteinModel):
             x_TD = token_dropout(x_TD, batch.tokens_T.eq(MASK_ESM1B), batch.starts)
         output, collector = Output(), _collector(batch, want, self.contact_head)
         turns_TF = self.rotary(batch.positions_T())
-        context = AttentionContext(batch.starts, turns_TF, maps=collector, kernel=self.attention_kernel)
+        layout = GappedLayout.of(batch, self.config.reach) if self.config.reach is not None else None
+        context = AttentionContext(batch.starts, turns_TF, collector, self.attention_kernel, layout)
         x_TD = _run_layers(self, x_TD, context, want, output)
         _finish(self, self.final_norm(x_TD), want, output, collector)
         return output

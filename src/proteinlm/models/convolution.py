@@ -1,0 +1,110 @@
+"""Depthwise convolution over packed tokens: what a channel says a few residues up and down the chain.
+
+In: packed tokens (T, D), and a `GappedLayout`, which says where they stand once zeros lie between sequences. Out: the
+same shape. The zeros keep sequences from seeing each other, and let shifts of one long array serve the whole batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from proteinlm.errors import InputError
+from proteinlm.models.base import Preparable
+from proteinlm.sequences.batch import PackedBatch
+
+
+@dataclass(frozen=True)
+class GappedLayout:
+    """Where packed tokens stand when `reach` rows lie empty between sequences.
+
+    Args:
+        rows_T: row of each token, int64, shape (T,). size: number of rows.
+
+    >>> import numpy as np
+    >>> GappedLayout.of(PackedBatch.pack([np.arange(2), np.arange(3)]), reach=2).rows_T.tolist()
+    [0, 1, 4, 5, 6]
+    """
+
+    rows_T: Int[Tensor, "T"]
+    size: int
+
+    @classmethod
+    def of(cls, batch: PackedBatch, reach: int) -> "GappedLayout":
+        """The layout of a batch, on the device of its tokens."""
+        device, count = batch.tokens_T.device, len(batch.tokens_T)
+        gaps_B = reach * torch.arange(len(batch), device=device)
+        gaps_T = torch.repeat_interleave(gaps_B, batch.lengths_B(device), output_size=count)
+        return cls(torch.arange(count, device=device) + gaps_T, count + reach * (len(batch) - 1))
+
+
+class DepthwiseConvolution(nn.Module, Preparable):
+    """x + the weighted sum of a channel's neighbours, for each channel alone; it begins as the identity.
+
+    Args:
+        width: channels D. reach: neighbours on either side that a token sees, 1 or more.
+
+    Raises:
+        InputError: a reach of less than 1.
+
+    Source: So et al. 2021 (Primer) put such convolutions behind the projections of attention; Allen-Zhu 2025 (Canon
+    layers) before attention and feed-forward, as they are used here. Those look back only, these both ways.
+
+    >>> import numpy as np
+    >>> convolution = DepthwiseConvolution(width=1, reach=1)
+    >>> _ = nn.init.ones_(convolution.weight)
+    >>> layout = GappedLayout.of(PackedBatch.pack([np.arange(2), np.arange(3)]), reach=1)
+    >>> convolution(torch.tensor([[1.0], [2.0], [10.0], [20.0], [30.0]]), layout).flatten().tolist()
+    [4.0, 5.0, 40.0, 80.0, 80.0]
+    """
+
+    def __init__(self, width: int, reach: int) -> None:
+        super().__init__()
+        if reach < 1:
+            raise InputError(f"reach is {reach}; leave it out for no convolutions, or let them see 1 neighbour or more")
+        self.weight = nn.Parameter(torch.zeros(width, 1, 2 * reach + 1))
+
+    def prepare_weights(self, precision: torch.dtype) -> None:
+        """Cast to `precision`."""
+        self.to(precision)
+
+    def forward(self, x_TD: Float[Tensor, "T D"], layout: GappedLayout) -> Float[Tensor, "T D"]:
+        """Convolve each sequence, (T, D) -> (T, D), in the precision of the weights or of autocast."""
+        kind = x_TD.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        x_TD, weight_KD = x_TD.to(dtype), self.weight[:, 0].T.to(dtype)
+        gapped_RD = x_TD.new_zeros(layout.size, x_TD.shape[1]).index_copy(0, layout.rows_T, x_TD)
+        sums_RD: Tensor = _Convolve.apply(gapped_RD, weight_KD.contiguous())
+        return x_TD + sums_RD[layout.rows_T]
+
+
+class _Convolve(torch.autograd.Function):
+    """y[r] = sum over k of w[k] x[r + k - reach], rows beyond the ends being zero: K passes, and no copy for any."""
+
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, w_KD: Tensor) -> Tensor:
+        ctx.save_for_backward(x_RD, w_KD)
+        return _shifted_sum(x_RD, w_KD)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (g_RD,), (x_RD, w_KD) = gradients, ctx.saved_tensors
+        ones_1R = g_RD.new_ones(1, len(g_RD))
+        sums = [ones_1R[:, : len(to)] @ (to * of) for to, of in _overlaps(g_RD, x_RD, len(w_KD))]
+        return _shifted_sum(g_RD, w_KD.flip(0)), torch.cat(sums)
+
+
+def _shifted_sum(x_RD: Tensor, w_KD: Tensor) -> Tensor:
+    y_RD = torch.zeros_like(x_RD)
+    for weight_D, (to, of) in zip(w_KD, _overlaps(y_RD, x_RD, len(w_KD)), strict=True):
+        to.addcmul_(of, weight_D)
+    return y_RD
+
+
+def _overlaps(to_RD: Tensor, of_RD: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """For each tap of the kernel the rows that it writes and those that it reads; fewer where it leaves the array."""
+    rows, shifts = len(to_RD), range(-(size // 2), size // 2 + 1)
+    starts = [(min(max(0, -shift), rows), min(max(0, shift), rows)) for shift in shifts]
+    return [(to_RD[to : rows - of], of_RD[of : rows - to]) for to, of in starts]

@@ -34,7 +34,7 @@ LAYOUT = {
     "elmo": (NO_PORT.format("elmo"), "native"),
     "esm1": (NO_PORT.format("esm1"), "fair-esm"),
     "esm1-bias": (NO_PORT.format("esm1"), "fair-esm"),
-    "esm2-convolved": ("this layout has no place for 'attention_convolution'", "native"),
+    "esm2-convolved": ("this layout has no place for 'convolution'", "native"),
     "lstm": (NO_PORT.format("lstm"), "native"),
     "lstm-projected": (NO_PORT.format("lstm"), "native"),
     "unirep": (NO_PORT.format("unirep"), "unirep-npz"),

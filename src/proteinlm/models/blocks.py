@@ -78,7 +78,7 @@ class AttentionContext:
         turns_TF: rotary turns of each token, or None for models without.
         maps: called with every attention map, or None when nobody asked for maps.
         kernel: attention kernel by name; None chooses.
-        layout: for convolutions, or None for models without.
+        layout: for the convolutions, or None for models without.
     """
 
     starts: Starts
@@ -144,11 +144,11 @@ class FeedForward(nn.Module):
 
 
 class PreNormLayer(nn.Module):
-    """x += attention(norm(x)); x += feed_forward(norm(x)); with a reach, each norm is followed by a convolution.
+    """x += attention(norm(x)); x += feed_forward(norm(x)), with a reach feed_forward(convolution(norm(x))).
 
     Args:
         width, num_heads, inner: D, H and the feed-forward width.
-        epsilon: of both norms. extra_key: see `SelfAttention`. reach: of the convolutions; None for none.
+        epsilon: of both norms. extra_key: see `SelfAttention`. reach: of the convolution; None for none.
     """
 
     def __init__(
@@ -156,21 +156,17 @@ class PreNormLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
-        self.attention_convolution = DepthwiseConvolution(width, reach) if reach is not None else None
         self.attention = SelfAttention(width, num_heads, extra_key)
         self.feed_forward_norm = nn.LayerNorm(width, eps=epsilon)
-        self.feed_forward_convolution = DepthwiseConvolution(width, reach) if reach is not None else None
+        self.convolution = None if reach is None else DepthwiseConvolution(width, reach)
         self.feed_forward = FeedForward(width, inner)
 
     def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
         """One layer, (T, D) -> (T, D)."""
-        y_TD = self.attention_norm(x_TD)
-        if self.attention_convolution is not None and context.layout is not None:
-            y_TD = self.attention_convolution(y_TD, context.layout)
-        x_TD = x_TD + self.attention(y_TD, layer, context)
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), layer, context)
         y_TD = self.feed_forward_norm(x_TD)
-        if self.feed_forward_convolution is not None and context.layout is not None:
-            y_TD = self.feed_forward_convolution(y_TD, context.layout)
+        if self.convolution is not None and context.layout is not None:
+            y_TD = self.convolution(y_TD, context.layout)
         return x_TD + self.feed_forward(y_TD)
 
 

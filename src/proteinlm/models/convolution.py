@@ -49,8 +49,7 @@ class DepthwiseConvolution(nn.Module, Preparable):
     Raises:
         InputError: a reach of less than 1.
 
-    Source: So et al. 2021 (Primer) put such convolutions behind the projections of attention; Allen-Zhu 2025 (Canon
-    layers) before attention and feed-forward, as they are used here. Those look back only, these both ways.
+    Source: as the Canon layers before a feed-forward part (Allen-Zhu 2025), which look back only; this one both ways.
 
     >>> import numpy as np
     >>> convolution = DepthwiseConvolution(width=1, reach=1)

@@ -80,8 +80,8 @@ class Esm2Config:
         token_dropout: see papers.md 2.4. contact_head: the checkpoint has a contact regression.
         max_residues: residues of a training crop; longer proteins are cut into windows of this size.
         language_head: the checkpoint has the masked-language-model head; without it there are no logits.
-        reach: neighbours on either side that a convolution before attention and before feed-forward sees; None, as
-            in ESM-2, for no convolutions. Small models learn faster with them.
+        reach: neighbours on either side that a convolution before each feed-forward part sees; None, as in ESM-2, for
+            no convolutions. Small models learn faster with them (docs/log.md).
     """
 
     num_layers: int = 33

@@ -69,7 +69,7 @@ def test_every_row_is_run_once_and_compared(job: Job, monkeypatch: pytest.Monkey
         expected = "holds" if one["high"] < 0 else "reversed" if one["low"] > 0 else "not resolved"
         assert one["verdict"] == expected and f"| {expected} |" in text
     assert all(f"| {row.name} |" in text and f"{row.paper:.2f}" in text for row in ROWS)
-    counts = checkpoints.load(job.folder / "n-gram" / "model.safetensors").model
+    counts = checkpoints.load(job.folder / "n-gram" / "n-gram.safetensors").model
     assert isinstance(counts, NGramModel), "the n-gram can be evaluated like every other model"
     trained.clear()
     assert table1.reproduce(job, CPU, said.append).read_text() == text

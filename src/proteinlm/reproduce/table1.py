@@ -231,7 +231,7 @@ def _ngram(job: Job, proteins: list[str], folder: Path, say: Callable[[str], Non
     arrays = [np.frombuffer(residues.encode("ascii"), np.uint8) for residues in proteins]
     model = NGram.fit(letters(representatives), best)
     folder.mkdir(parents=True, exist_ok=True)
-    save_ngram(model, folder / MODEL)
+    save_ngram(model, folder / f"{folder.name}.safetensors")
     return model.cross_entropy(arrays, places)
 
 

@@ -58,6 +58,7 @@ LONG = {
     "esm1": Case(ESM1, 600, 0.025),
     "esm1b": Case(ESM1B, 600, 0.025),
     "esm2": Case(ESM2, 600, 0.025),
+    "esm2-convolved": Case({**ESM2, "reach": 2}, 600, 0.025),
     "lstm": Case(LSTM, 600, 0.025, optimiser=("adamw", 5e-3)),
     "bert": Case(BERT, 600, 0.025),
     "albert": Case(ALBERT, 600, 0.035),

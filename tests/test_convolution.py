@@ -5,8 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from proteinlm.config import to_dict
 from proteinlm.errors import InputError
 from proteinlm.models.convolution import DepthwiseConvolution, GappedLayout
+from proteinlm.models.esm import Esm2Config
 from proteinlm.sequences.batch import PackedBatch
 
 WIDTH = 3
@@ -38,6 +40,11 @@ def test_equals_a_convolution_of_each_protein_alone(reach: int, lengths: tuple[i
 def test_a_reach_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="reach is 0; leave it out"):
         DepthwiseConvolution(WIDTH, 0)
+
+
+def test_models_without_keep_the_digest_they_had() -> None:
+    """The field came later: where it is not used, neither files nor digests hold it."""
+    assert "reach" not in to_dict(Esm2Config()) and to_dict(Esm2Config(reach=2))["reach"] == 2
 
 
 def test_it_begins_as_the_identity_and_computes_as_autocast_says() -> None:

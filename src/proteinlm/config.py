@@ -25,14 +25,22 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+LATER = {"later": True}
+"""Metadata of a field that was added to a configuration when models of it had already been saved."""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The fields of a configuration, in the order they were declared.
+
+    A field that was added later is left out while it has its default, so that files and digests from before stay valid.
 
     >>> from proteinlm.models.unirep import UniRepConfig
     >>> to_dict(UniRepConfig(width=64, num_layers=4))
     {'width': 64, 'num_layers': 4, 'embedding_width': 10}
     """
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    added = {field.name: field.default for field in dataclasses.fields(config) if field.metadata == LATER}
+    return {name: value for name, value in values.items() if name not in added or value != added[name]}
 
 
 def from_dict(kind: type[Config], values: Mapping[str, object], where: str) -> Config:

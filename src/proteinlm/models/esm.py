@@ -5,12 +5,13 @@ named. Each architecture has its own `forward` that reads top to bottom (papers.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proteinlm.config import LATER
 from proteinlm.errors import InputError
 from proteinlm.models.base import Output, ProteinModel, Want
 from proteinlm.models.blocks import AttentionContext, MaskedHead, PreNormLayer, token_dropout
@@ -92,7 +93,7 @@ class Esm2Config:
     contact_head: bool = True
     max_residues: int = TRAINED_RESIDUES
     language_head: bool = True
-    reach: int | None = None
+    reach: int | None = field(default=None, metadata=LATER)
 
 
 def _layers(

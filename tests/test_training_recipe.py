@@ -143,7 +143,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ("setting", "told"),
     [
         ("objective.name=denoising", "'denoising' does not train architecture 'esm2'; set objective.name to masked"),
-        ("model.architecture=t5-encoder", "'masked' does not train architecture 't5-encoder'; it is part of"),
+        (
+            "model.architecture=t5-encoder",
+            "'masked' does not train architecture 't5-encoder'; it is part of another model",
+        ),
         ("model.architecture=xlnet", None),
     ],
 )  # fmt: skip

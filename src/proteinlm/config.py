@@ -38,9 +38,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     >>> to_dict(UniRepConfig(width=64, num_layers=4))
     {'width': 64, 'num_layers': 4, 'embedding_width': 10}
     """
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    added = {field.name: field.default for field in dataclasses.fields(config) if field.metadata == LATER}
-    return {name: value for name, value in values.items() if name not in added or value != added[name]}
+    values = ((field, getattr(config, field.name)) for field in dataclasses.fields(config))
+    return {field.name: value for field, value in values if field.metadata != LATER or value != field.default}
 
 
 def from_dict(kind: type[Config], values: Mapping[str, object], where: str) -> Config:

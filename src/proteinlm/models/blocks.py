@@ -165,7 +165,8 @@ class PreNormLayer(nn.Module):
         """One layer, (T, D) -> (T, D)."""
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), layer, context)
         y_TD = self.feed_forward_norm(x_TD)
-        if self.convolution is not None and context.layout is not None:
+        if self.convolution is not None:
+            assert context.layout is not None, "a model with convolutions lays its batches out"
             y_TD = self.convolution(y_TD, context.layout)
         return x_TD + self.feed_forward(y_TD)
 

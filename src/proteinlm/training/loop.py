@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from proteinlm import checkpoints
 from proteinlm.corpora.sampling import Order
@@ -33,6 +34,7 @@ from proteinlm.objectives.perplexity import add_up, fixed_example, length_batche
 from proteinlm.sequences.fasta import Refused, read_fasta
 from proteinlm.training.averaging import Average
 from proteinlm.training.engine import Engine, State, Trainee, engine_of
+from proteinlm.training.growth import grow
 from proteinlm.training.optimisers import build_optimisers, rate_at
 from proteinlm.training.phases import Stage
 from proteinlm.training.recipe import Recipe, recipe_of
@@ -328,23 +330,37 @@ def first_model(recipe: Recipe, with_weights: bool = True) -> ProteinModel:
         recipe: the run. with_weights: whether to read that checkpoint.
 
     Raises:
-        InputError: the checkpoint holds another model.
+        InputError: the checkpoint holds another model, or one that the recipe's cannot grow from.
     """
     architecture, config = recipe.architecture()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.run.seed)
         model: ProteinModel = ARCHITECTURES[architecture].model(config)
-    if recipe.weights and with_weights:
-        weights = checkpoints.load(recipe.weights).model.state_dict()
-        ours, theirs = ({name: tuple(one.shape) for name, one in of.items()} for of in (model.state_dict(), weights))
-        if different := sorted(set(ours.items()) ^ set(theirs.items())):
-            name, shape = different[0]
-            raise InputError(
-                f"model.weights = {recipe.weights!r} holds another model than the recipe's: {len(different)} tensors "
-                f"are in one of them only, such as {name} of shape {shape}; state the model that it holds"
-            )
-        model.load_state_dict(weights)
+    if recipe.beginning is None or not with_weights:
+        return model
+    how, name = recipe.beginning
+    source = checkpoints.load(name).model
+    if how == "grown_from":
+        grow(model, source)
+    else:
+        _take(model, source.state_dict(), name)
     return model
+
+
+def _take(model: ProteinModel, weights: dict[str, Tensor], where: str) -> None:
+    """Load the weights of a model of the same shape.
+
+    Raises:
+        InputError: they are those of another one.
+    """
+    ours, theirs = ({name: tuple(one.shape) for name, one in of.items()} for of in (model.state_dict(), weights))
+    if different := sorted(set(ours.items()) ^ set(theirs.items())):
+        name, shape = different[0]
+        raise InputError(
+            f"model.weights = {where!r} holds another model than the recipe's: {len(different)} tensors are in one of "
+            f"them only, such as {name} of shape {shape}; state the model that it holds"
+        )
+    model.load_state_dict(weights)
 
 
 def pretrain(

@@ -124,10 +124,14 @@ class Run:
     tensorboard: bool = False
 
 
+BEGINNINGS = ("weights", "grown_from")
+"""Keys of `model` that name a checkpoint to begin with, of the same shape or of a smaller one (`growth`)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A whole run. `model` is either `{preset = NAME}`, or `architecture` with the fields of its configuration; in it
-    `weights` names a checkpoint to begin with.
+    `weights` names a checkpoint to begin with, or `grown_from` a smaller one.
 
     `objective` is the configuration of one in `OBJECTIVES`; the file's section holds its name and its fields.
 
@@ -151,7 +155,7 @@ class Recipe:
         Raises:
             InputError: the architecture, the preset or a key is unknown.
         """
-        fields = {key: value for key, value in self.model.items() if key != "weights"}
+        fields = {key: value for key, value in self.model.items() if key not in BEGINNINGS}
         if "preset" in fields:
             from proteinlm.checkpoints.catalogue import require_preset
 
@@ -169,9 +173,9 @@ class Recipe:
         return name, from_dict(kind, fields, "recipe, [model]")
 
     @property
-    def weights(self) -> str:
-        """Name or path of the checkpoint whose weights the run begins with; empty for random ones."""
-        return str(self.model.get("weights", ""))
+    def beginning(self) -> tuple[str, str] | None:
+        """How the run begins with a checkpoint, one of `BEGINNINGS`, and its name or path; None for random weights."""
+        return next(((how, str(self.model[how])) for how in BEGINNINGS if how in self.model), None)
 
     @property
     def objective_name(self) -> str:
@@ -376,6 +380,8 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: schedule.decay is {recipe.schedule.decay}, more than run.steps = {recipe.run.steps}; lower it"
         )
     _check_phases(recipe, where)
+    if all(how in recipe.model for how in BEGINNINGS):
+        raise InputError(f"{where}, [model]: weights and grown_from are both given; keep one of them")
     architecture, config = recipe.architecture()
     if recipe.objective_name not in (trained_by := ARCHITECTURES[architecture].objectives):
         raise InputError(

@@ -159,3 +159,13 @@ class Preparable(abc.ABC):
     @abc.abstractmethod
     def prepare_weights(self, precision: torch.dtype) -> None:
         """Cast and lay out the weights for inference in `precision`, in place."""
+
+
+def computing_in(weight: Tensor) -> torch.dtype:
+    """The precision in which products with a weight are computed: autocast's where it is on, or else its own.
+
+    What goes into a product is cast to this and nothing else: a detour over the weight's fp32 would be exact, and cost
+    two passes over the activations in each direction.
+    """
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

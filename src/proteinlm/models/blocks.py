@@ -16,7 +16,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from proteinlm.models.attention import Heads, Starts, attend, probabilities
-from proteinlm.models.base import Output, Preparable, ProteinModel, Want
+from proteinlm.models.base import Output, Preparable, ProteinModel, Want, computing_in
 from proteinlm.models.convolution import DepthwiseConvolution, GappedLayout
 from proteinlm.models.positions import turn
 
@@ -56,13 +56,13 @@ class Projection(nn.Module, Preparable):
             del self.weight
 
     def forward(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights."""
+        """Project channels, (..., inputs) -> (..., outputs), in the precision of the weights or of autocast."""
         if self.packed is not None:
             x = x.to(self.packed.dtype)
             name, algorithm = _FUSED[self.activation]
             output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
             return output
-        return _ACTIVATE[self.activation](F.linear(x.to(self.weight.dtype), self.weight, self.bias))
+        return _ACTIVATE[self.activation](F.linear(x.to(computing_in(self.weight)), self.weight, self.bias))
 
 
 MapSink = Callable[[int, int, Float[Tensor, "H L S"]], None]

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.models.base import Preparable
+from proteinlm.models.base import Preparable, computing_in
 from proteinlm.sequences.batch import PackedBatch
 
 
@@ -71,8 +71,7 @@ class DepthwiseConvolution(nn.Module, Preparable):
 
     def forward(self, x_TD: Float[Tensor, "T D"], layout: GappedLayout) -> Float[Tensor, "T D"]:
         """Convolve each sequence, (T, D) -> (T, D), in the precision of the weights or of autocast."""
-        kind = x_TD.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        dtype = computing_in(self.weight)
         x_TD, weight_KD = x_TD.to(dtype), self.weight[:, 0].T.to(dtype)
         gapped_RD = x_TD.new_zeros(layout.size, x_TD.shape[1]).index_copy(0, layout.rows_T, x_TD)
         sums_RD: Tensor = _Convolve.apply(gapped_RD, weight_KD.contiguous())

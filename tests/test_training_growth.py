@@ -61,7 +61,7 @@ def test_layers_are_spread_and_contacts_kept_where_they_fit() -> None:
     small, wider, deeper = (
         randomised(Esm2(Esm2Config(**(SMALL | more)))) for more in ({}, {"inner": 32}, {"num_layers": 4})
     )
-    deepest = deeper.contact_head.state_dict()
+    deepest = {name: tensor.clone() for name, tensor in deeper.contact_head.state_dict().items()}
     grow(wider, small)
     grow(deeper, small)
     assert [bool(layer.feed_forward.down.weight.any()) for layer in deeper.layers] == [True, False, True, False]

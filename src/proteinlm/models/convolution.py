@@ -82,7 +82,7 @@ class DepthwiseConvolution(nn.Module, Preparable):
 class _Convolve(torch.autograd.Function):
     """y[r] = sum over k of w[k] x[r + k - reach], rows beyond the ends being zero.
 
-    Its gradients are written out: oneDNN's own gradient of the weights takes 40 times as long as the convolution.
+    Its gradients are written out: oneDNN's own gradient of the weights takes many times as long as the convolution.
     """
 
     @staticmethod

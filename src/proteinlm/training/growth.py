@@ -68,15 +68,9 @@ def grow(large: ProteinModel, small: ProteinModel) -> None:
 def _fill(layer: PreNormLayer, from_layer: torch.nn.Module) -> None:
     """Let `layer` compute what `from_layer` does."""
     assert isinstance(from_layer, PreNormLayer)
-    weights = from_layer.state_dict()
-    layer.load_state_dict({name: one for name, one in weights.items() if "feed_forward." not in name}, strict=False)
-    new, old = layer.feed_forward, from_layer.feed_forward
-    inner = len(old.up.weight)
-    new.up.weight[:inner], new.down.weight[:, :inner] = old.up.weight, old.down.weight
-    new.down.weight[:, inner:] = 0
-    for ours, theirs in ((new.up.bias, old.up.bias), (new.down.bias, old.down.bias)):
-        assert ours is not None and theirs is not None
-        ours[: len(theirs)] = theirs
+    for ours, theirs in zip(layer.parameters(), from_layer.parameters(), strict=True):
+        ours[tuple(map(slice, theirs.shape))] = theirs
+    layer.feed_forward.down.weight[:, len(from_layer.feed_forward.up.weight) :] = 0
 
 
 def _silence(layer: PreNormLayer) -> None:

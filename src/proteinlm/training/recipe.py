@@ -175,7 +175,7 @@ class Recipe:
     @property
     def beginning(self) -> tuple[str, str] | None:
         """How the run begins with a checkpoint, one of `BEGINNINGS`, and its name or path; None for random weights."""
-        return next(((how, str(self.model[how])) for how in BEGINNINGS if how in self.model), None)
+        return next(((how, str(self.model[how])) for how in BEGINNINGS if self.model.get(how)), None)
 
     @property
     def objective_name(self) -> str:

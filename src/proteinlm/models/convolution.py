@@ -73,9 +73,9 @@ class DepthwiseConvolution(nn.Module, Preparable):
     def forward(self, x_TD: Float[Tensor, "T D"], layout: GappedLayout) -> Float[Tensor, "T D"]:
         """Convolve each sequence, (T, D) -> (T, D), in the precision of the weights or of autocast."""
         dtype = computing_in(self.weight)
-        x_TD, weight_KD = x_TD.to(dtype), self.weight[:, 0].T.to(dtype)
+        x_TD = x_TD.to(dtype)
         gapped_RD = x_TD.new_zeros(layout.size, x_TD.shape[1]).index_copy(0, layout.rows_T, x_TD)
-        sums_RD: Tensor = _Convolve.apply(gapped_RD, weight_KD.contiguous())
+        sums_RD: Tensor = _Convolve.apply(gapped_RD, self.weight.to(dtype))
         return x_TD + sums_RD[layout.rows_T]
 
 
@@ -86,26 +86,26 @@ class _Convolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, w_KD: Tensor) -> Tensor:
-        ctx.save_for_backward(x_RD, w_KD)
-        return _convolve(x_RD, w_KD)
+    def forward(ctx: Any, x_RD: Tensor, w_D1K: Tensor) -> Tensor:
+        ctx.save_for_backward(x_RD, w_D1K)
+        return _convolve(x_RD, w_D1K)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (g_RD,), (x_RD, w_KD) = gradients, ctx.saved_tensors
-        return _convolve(g_RD, w_KD.flip(0)), _shifted_products(g_RD, x_RD, len(w_KD))
+        (g_RD,), (x_RD, w_D1K) = gradients, ctx.saved_tensors
+        return _convolve(g_RD, w_D1K.flip(2)), _shifted_products(g_RD, x_RD, w_D1K.shape[2])[:, None]
 
 
-def _convolve(x_RD: Tensor, w_KD: Tensor) -> Tensor:
+def _convolve(x_RD: Tensor, w_D1K: Tensor) -> Tensor:
     """The convolution as PyTorch runs it best, on an image of one row with its channels last, which copies nothing."""
-    size, width = w_KD.shape
+    width, _, size = w_D1K.shape
     image_1D1R = x_RD[None, None].permute(0, 3, 1, 2)
-    y_1D1R = F.conv2d(image_1D1R, w_KD.T[:, None, None], padding=(0, size // 2), groups=width)
+    y_1D1R = F.conv2d(image_1D1R, w_D1K[:, :, None], padding=(0, size // 2), groups=width)
     return y_1D1R[0, :, 0].T
 
 
 def _shifted_products(g_RD: Tensor, x_RD: Tensor, size: int) -> Tensor:
-    """For each of `size` shifts k and each channel the sum over r of g[r] x[r + k - reach], (K, D).
+    """For each of `size` shifts k and each channel the sum over r of g[r] x[r + k - reach], (D, K).
 
     Cut into blocks of size - 1 rows, a block of g meets the rows of two blocks of x at most. A matrix product over all
     blocks gives every pair of places in them, and a diagonal of it holds the pairs that are a shift apart.
@@ -115,4 +115,4 @@ def _shifted_products(g_RD: Tensor, x_RD: Tensor, size: int) -> Tensor:
     g_DMI = F.pad(g_RD, (0, 0, 0, spare)).T.contiguous().unflatten(1, (-1, block))
     x_DMJ = F.pad(x_RD, (0, 0, reach, spare + reach)).T.contiguous().unfold(1, 2 * block, block)
     pairs_DIJ = g_DMI.transpose(1, 2) @ x_DMJ
-    return torch.stack([pairs_DIJ.diagonal(shift, 1, 2).sum(-1) for shift in range(size)])
+    return torch.stack([pairs_DIJ.diagonal(shift, 1, 2).sum(-1) for shift in range(size)], dim=1)

@@ -37,6 +37,17 @@ def test_equals_a_convolution_of_each_protein_alone(reach: int, lengths: tuple[i
     torch.testing.assert_close(ours.weight.grad, weight.grad)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("width", [1, 8, 16, 17, 32, 48])
+def test_bf16_of_any_width_comes_back_with_the_values_of_fp32(width: int) -> None:
+    torch.manual_seed(0)
+    layout = GappedLayout.of(PackedBatch.pack([np.arange(250)]), 8)
+    convolution, x_TD = DepthwiseConvolution(width, 8), torch.randn(250, width)
+    torch.nn.init.normal_(convolution.weight)
+    expected = convolution(x_TD.bfloat16().float(), layout)
+    torch.testing.assert_close(convolution.bfloat16()(x_TD.bfloat16(), layout).float(), expected, atol=0.1, rtol=0.02)
+
+
 def test_a_reach_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="reach is 0; leave it out"):
         DepthwiseConvolution(WIDTH, 0)

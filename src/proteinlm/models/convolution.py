@@ -16,6 +16,9 @@ from proteinlm.errors import InputError
 from proteinlm.models.base import Preparable, computing_in
 from proteinlm.sequences.batch import PackedBatch
 
+FEWEST_CHANNELS = 32
+"""With PyTorch 2.13, a kernel of 15 taps or more over 16 channels or less runs for ever."""
+
 
 @dataclass(frozen=True)
 class GappedLayout:
@@ -97,8 +100,14 @@ class _Convolve(torch.autograd.Function):
 
 
 def _convolve(x_RD: Tensor, w_D1K: Tensor) -> Tensor:
-    """The convolution as PyTorch runs it best, on an image of one row with its channels last, which copies nothing."""
+    """The convolution as PyTorch runs it best, on an image of one row with its channels last, which copies nothing.
+
+    oneDNN does not come back from a wide kernel in bf16 over few channels, so that some of zeros stand beside them.
+    """
     width, _, size = w_D1K.shape
+    if width < FEWEST_CHANNELS and x_RD.device.type == "cpu":
+        spare = FEWEST_CHANNELS - width
+        return _convolve(F.pad(x_RD, (0, spare)), F.pad(w_D1K, (0, 0, 0, 0, 0, spare)))[:, :width]
     image_1D1R = x_RD[None, None].permute(0, 3, 1, 2)
     y_1D1R = F.conv2d(image_1D1R, w_D1K[:, :, None], padding=(0, size // 2), groups=width)
     return y_1D1R[0, :, 0].T

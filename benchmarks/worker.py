@@ -36,7 +36,7 @@ def prepare(folder: Path, size: str) -> dict[str, Any]:
 
     shape = SHAPES[size]
     torch.manual_seed(0)
-    model = Esm2(Esm2Config(shape.num_layers, shape.width, shape.num_heads, 4 * shape.width)).eval()
+    model = Esm2(Esm2Config(shape.num_layers, shape.width, shape.num_heads, shape.inner)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -24,12 +24,19 @@ class Shape:
     Args:
         num_layers, width, num_heads: of the model. proteins: how many make a pass of about 10 s for the slowest
             contestant on two cores.
+        inner: channels of the feed-forward parts; 0, four times the width.
+        reach: of our convolutions, which the peers do without; None for none.
     """
 
     num_layers: int
     width: int
     num_heads: int
     proteins: int
+    inner: int = 0
+    reach: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner", self.inner or 4 * self.width)
 
 
 SHAPES: dict[str, Shape] = {
@@ -74,15 +81,15 @@ class Floor:
 def floor(shape: Shape, lengths: list[int]) -> Floor:
     """Count the work of embedding proteins of these lengths (residues; BOS and EOS are added here).
 
-    Per token and layer: 24 D^2 for the projections (3 D^2 + D^2 + 8 D^2 weights), 4 L D for q k^T and its product
-    with the values; per sequence and layer L^2 exponentials of each head.
+    Per token and layer: 8 D^2 + 4 D I for the projections (3 D^2 + D^2 + 2 D I weights), 4 L D for q k^T and its
+    product with the values; per sequence and layer L^2 exponentials of each head. Convolutions are left out.
     """
     tokens = [length + 2 for length in lengths]
-    total, squares, d = sum(tokens), sum(n * n for n in tokens), shape.width
-    parameters = shape.num_layers * (12 * d * d + 13 * d) + 33 * d + 2 * d
+    total, squares, d, inner = sum(tokens), sum(n * n for n in tokens), shape.width, shape.inner
+    parameters = shape.num_layers * (4 * d * d + 2 * d * inner + 9 * d + inner) + 33 * d + 2 * d
     batches = -(-total // TOKENS_PER_BATCH)
     return Floor(
-        flops=shape.num_layers * (24 * d * d * total + 4 * d * squares),
+        flops=shape.num_layers * ((8 * d * d + 4 * d * inner) * total + 4 * d * squares),
         exponentials=shape.num_layers * shape.num_heads * squares,
         bytes=2 * parameters * batches + 8 * total + 4 * d * len(lengths),
         parameters=parameters,

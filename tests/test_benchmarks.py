@@ -1,5 +1,6 @@
 """The benchmark program: it runs, and a speed counts only where the vectors are equal. No timing is asserted."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -95,7 +96,8 @@ def test_what_counts_as_unequal(program: ModuleType) -> None:
             check(name, reference, vectors, limit)
 
 
-def test_the_floor_counts_what_a_model_multiplies(program: ModuleType) -> None:
+@pytest.mark.parametrize("inner", [128, 96])
+def test_the_floor_counts_what_a_model_multiplies(inner: int, program: ModuleType) -> None:
     """Against PyTorch's own counter of products, on one protein: everything but the language-model head."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -105,8 +107,8 @@ def test_the_floor_counts_what_a_model_multiplies(program: ModuleType) -> None:
     from proteinlm.sequences.alphabet import ESM1B
     from proteinlm.sequences.batch import PackedBatch
 
-    shape = program.SHAPES["tiny"]
-    model = Esm2(Esm2Config(shape.num_layers, shape.width, shape.num_heads, 4 * shape.width)).eval()
+    shape = dataclasses.replace(program.SHAPES["tiny"], inner=inner)
+    model = Esm2(Esm2Config(shape.num_layers, shape.width, shape.num_heads, inner)).eval()
     model.attention_kernel = "loop"  # plain products, which the counter sees
     batch = PackedBatch.pack([ESM1B.encode("MKTV" * 25)], prefix=1, suffix=1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -15,8 +15,10 @@ from proteinlm import checkpoints
 from proteinlm.checkpoints.catalogue import PACKAGED
 from proteinlm.models import DEFAULT, PRESETS
 from proteinlm.tasks import TASKS
+from proteinlm.training.recipe import read_recipe
 
-CARD = Path(__file__).resolve().parents[1] / "docs" / "default-model.md"
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "docs" / "default-model.md"
 MOST_BYTES = 40e6
 QUICK = ("--quick", "--device", "cpu")
 
@@ -37,6 +39,11 @@ def test_it_comes_with_the_package_and_needs_no_name() -> None:
     assert sum(path.stat().st_size for path in PACKAGED.rglob("*") if path.is_file()) <= MOST_BYTES
     assert proteinlm.load(device="cpu").digest == found.digest
     assert f"`{found.digest}`" in CARD.read_text(encoding="utf-8"), "the card is that of these weights"
+
+
+def test_its_recipe_makes_a_model_of_its_shape() -> None:
+    architecture, config = read_recipe(ROOT / "recipes" / "default.toml").architecture()
+    assert (architecture, config) == (PRESETS[DEFAULT].architecture, PRESETS[DEFAULT].config)
 
 
 def test_its_contact_head_was_fitted() -> None:

@@ -86,20 +86,24 @@ def test_two_steps(path: Path, corpus: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     architecture, config = recipe.architecture()
     small = {name: SMALL.get(name, value) for name, value in to_dict(config).items()}
+    steps = max(2, 1 + len(recipe.phases))
     shrunk = Recipe(
         model={"architecture": architecture, **small},
         data=dataclasses.replace(recipe.data, store=str(corpus), validation="", crop=30, fraction=1.0),
-        run=dataclasses.replace(recipe.run, steps=2, log_every=1),
+        run=dataclasses.replace(recipe.run, steps=steps, log_every=1),
         batch=dataclasses.replace(recipe.batch, tokens=512, tokens_per_part=256),
         objective=recipe.objective,
         optimiser=recipe.optimiser,
         schedule=dataclasses.replace(recipe.schedule, decay=min(recipe.schedule.decay, 1)),
-        phases=tuple(dataclasses.replace(phase, after=1, crop=40, tokens=400) for phase in recipe.phases),
+        phases=tuple(
+            dataclasses.replace(phase, after=after, crop=40, tokens=400)
+            for after, phase in enumerate(recipe.phases, start=1)
+        ),
     )
     assert shrunk == recipe_of(shrunk.as_dict(), "shrunk")
     assert pretrain(shrunk, tmp_path, torch.device("cpu"), lambda line: None)
     rows = read_table(tmp_path / "training.csv")
-    assert [int(row["step"]) for row in rows] == [1, 2]
+    assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
     least, most = LOSS.get(recipe.objective_name, (2, 6))
     assert all(least < float(row["loss"]) < most for row in rows)
     assert type(load(tmp_path / MODEL).model) is ARCHITECTURES[architecture].model

@@ -178,14 +178,14 @@ def _t5(name: str, architecture: str, size: str, parameters: int, *aliases: str)
 
 _GENERATOR = ElectraConfig(width=256, num_heads=4, inner=1024)
 
-DEFAULT = "plm_t6_5M_SwissProt"
+DEFAULT = "plm_t9_3M_SwissProt"
 """Our own model, whose weights and heads come with the package: what is used where no model is named."""
 
 PRESETS: dict[str, Preset] = {
     DEFAULT: Preset(
         "esm2",
-        Esm2Config(num_layers=6, width=256, num_heads=8, inner=1024),
-        4_813_857,
+        Esm2Config(num_layers=9, width=128, num_heads=4, inner=1024, reach=8),
+        3_009_569,
         "CC BY 4.0",
         "this package",
         aliases=("default",),

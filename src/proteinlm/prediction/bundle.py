@@ -145,7 +145,7 @@ def choose(model: str | None, heads: Path | None) -> tuple[str, Path]:
         InputError: the heads belong to a model that has no name.
 
     >>> choose(None, None)[0], choose("unirep-64", Path("heads"))[0]
-    ('plm_t6_5M_SwissProt', 'unirep-64')
+    ('plm_t9_3M_SwissProt', 'unirep-64')
     """
     if heads is None:
         return model or DEFAULT, OURS

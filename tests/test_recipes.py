@@ -1,4 +1,4 @@
-"""Every recipe that we ship parses, states the model it names, and takes two steps at a shrunken size."""
+"""Every recipe that we ship parses, states the model it names, and takes two steps or more, one in every phase."""
 
 import dataclasses
 from pathlib import Path
@@ -82,7 +82,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_two_steps(path: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_step_in_every_phase(path: Path, corpus: Path, tmp_path: Path) -> None:
     recipe = read_recipe(path)
     architecture, config = recipe.architecture()
     small = {name: SMALL.get(name, value) for name, value in to_dict(config).items()}

@@ -17,7 +17,7 @@ from proteinlm.models.base import Preparable, computing_in
 from proteinlm.sequences.batch import PackedBatch
 
 FEWEST_CHANNELS = 32
-"""With PyTorch 2.13, a kernel of 15 taps or more over 16 channels or less runs for ever."""
+"""With PyTorch 2.13 on a CPU, a kernel of 15 taps or more over 16 channels or less runs for ever in bf16."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Convolve(torch.autograd.Function):
 def _convolve(x_RD: Tensor, w_D1K: Tensor) -> Tensor:
     """The convolution as PyTorch runs it best, on an image of one row with its channels last, which copies nothing.
 
-    oneDNN does not come back from a wide kernel in bf16 over few channels, so that some of zeros stand beside them.
+    Few channels get others of zeros beside them on a CPU (`FEWEST_CHANNELS`).
     """
     width, _, size = w_D1K.shape
     if width < FEWEST_CHANNELS and x_RD.device.type == "cpu":

@@ -39,11 +39,12 @@ def ours(precision: str, attention: str | None = None, compiled: bool = False) -
 
     def load(folder: Path, num_layers: int) -> Embed:
         from proteinlm import checkpoints
-        from proteinlm.inference import Answer, Query, Runner, RunOptions, forward_all
+        from proteinlm.inference import DTYPES, Answer, Query, Runner, RunOptions, forward_all
         from proteinlm.models import native
         from proteinlm.models.base import Want
 
-        assert (native.library() is not None) == compiled, "the cache folder says which attention is measured"
+        built = native.library(DTYPES[precision]) is not None
+        assert built == compiled, "the cache folder says which attention is measured"
         options = RunOptions(precision=precision, device="cpu", attention=attention)
         runner = Runner(checkpoints.load(folder / "native.safetensors").model, options)
 
@@ -60,7 +61,8 @@ def ours(precision: str, attention: str | None = None, compiled: bool = False) -
     return load
 
 
-OURS, COMPILED, OURS_FP32, REFERENCE = "ours-bf16", "ours-compiled", "ours-fp32", "fair-esm"
+OURS, COMPILED, REFERENCE = "ours-bf16", "ours-compiled", "fair-esm"
+OURS_FP32, COMPILED_FP32 = "ours-fp32", "ours-fp32-compiled"
 BEST_TRANSFORMERS = ("hf-sdpa", "hf-eager")
 
 SUBJECTS: dict[str, Subject] = {
@@ -77,6 +79,14 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "hf-sdpa": Subject("transformers, sorted, bf16, sdpa", peers.transformers_sdpa, SAME_MODEL, BF16_COSINE),
     OURS_FP32: Subject("proteinlm, fp32", ours("fp32"), FP32_COSINE, FP32_COSINE, ours=True),
+    COMPILED_FP32: Subject(
+        "proteinlm, fp32, compiled attention",
+        ours("fp32", compiled=True),
+        FP32_COSINE,
+        FP32_COSINE,
+        ours=True,
+        compiled=True,
+    ),
     "hf-eager": Subject("transformers, sorted, bf16, eager", peers.transformers_eager, SAME_MODEL, BF16_COSINE),
     "ours-sdpa": Subject("proteinlm, bf16, sdpa attention", ours("bf16", "sdpa"), BF16_COSINE, BF16_COSINE, ours=True),
     "openvino": Subject("OpenVINO, sorted, bf16", peers.openvino, SAME_MODEL, BF16_COSINE),

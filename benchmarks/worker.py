@@ -120,7 +120,7 @@ def compile_attention() -> dict[str, Any]:
     """Build the optional kernel where this process's cache folder is."""
     from proteinlm.models import native
 
-    return {"library": native.build().name}
+    return {precision: path.name for precision, path in native.build().items()}
 
 
 def rates(size: str) -> dict[str, Any]:

@@ -82,15 +82,17 @@ def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("no_library")
+@pytest.mark.parametrize(("precision", "rounding"), [("bf16", 2**-6), ("fp32", 1e-5)])
 def test_accelerate_builds_the_kernel_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    precision: str, rounding: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """A few roundings of its precision apart from PyTorch's own kernels."""
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
         pytest.skip("this processor has no AVX-512 bf16 instructions")
     if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
         pytest.skip("there is no C compiler")
     command = ("embed", write_fasta(tmp_path / "in.fasta", made_up(9)), "--model", save_model(tmp_path))
-    options = ("--precision", "bf16", "--device", "cpu")
+    options = ("--precision", precision, "--device", "cpu")
     assert plm(monkeypatch, *command, "-o", tmp_path / "none.h5", *options, "--attention", "compiled") == 2
     assert "is not built on this machine; run `plm accelerate`" in capsys.readouterr().err
     assert not (tmp_path / "none.h5.parts").exists()
@@ -98,10 +100,11 @@ def test_accelerate_builds_the_kernel_once(
     assert "attention auto\n" in capsys.readouterr().err
 
     assert plm(monkeypatch, "accelerate") == 0
-    told = capsys.readouterr().out
-    path = native.library_path()
-    assert told.startswith(f"{path}: built; ") and told.count("\n") == 1 and "runs in bf16 on this CPU" in told
-    assert path.is_file() and [item.name for item in path.parent.iterdir()] == [path.name]
+    told = capsys.readouterr().out.splitlines()
+    paths = [native.library_path(precision) for precision in (torch.float32, torch.bfloat16)]
+    for precision, path, line in zip(("fp32", "bf16"), paths, told, strict=True):
+        assert line.startswith(f"{path}: built; runs in {precision} on this CPU now use it") and path.is_file()
+    assert set(paths[0].parent.iterdir()) == set(paths)
 
     assert plm(monkeypatch, *command, "-o", tmp_path / "with.h5", *options) == 0
     assert "attention auto, compiled\n" in capsys.readouterr().err
@@ -110,7 +113,7 @@ def test_accelerate_builds_the_kernel_once(
     assert len(found[0]) == 9
     for name, vector in found[0].items():
         for other in found[1:]:
-            assert abs(other[name] - vector).max() <= 2**-6 * abs(vector).max(), "a few roundings of bf16"
+            assert abs(other[name] - vector).max() <= rounding * abs(vector).max()
 
 
 @pytest.mark.usefixtures("no_library")
@@ -118,17 +121,29 @@ def test_accelerate_builds_the_kernel_once(
 def test_accelerate_says_what_is_missing(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    capable = {"avx512_bf16": missing != "processor"}
+    capable = {"avx512_f": missing != "processor"}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
     monkeypatch.setenv("PATH", str(tmp_path))
     if missing == "working compiler":
         monkeypatch.setenv("CC", "no-such-compiler")
     assert plm(monkeypatch, "accelerate") == 2
     told = {
-        "processor": "this processor has no AVX-512 bf16 instructions; PyTorch's own kernels are used instead",
+        "processor": "this processor has no AVX-512 instructions; PyTorch's own kernels are used instead",
         "compiler": "no C compiler found (looked for $CC, cc, gcc, clang); install one, for example gcc",
         "working compiler": "the C compiler 'no-such-compiler' cannot be run (No such file or directory)",
     }[missing]
     output = capsys.readouterr()
     assert output.err.startswith(f"plm: error: {told}") and output.err.count("\n") == 1 and not output.out
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_a_processor_of_the_same_name_without_an_instruction_gets_a_library_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nodes of a cluster share a cache folder, and an instruction that is missing would kill the process."""
+    paths = set()
+    for able in (True, False):
+        capabilities = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": able, "num_logical_cores": 2}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        paths.add(native.library_path(torch.float32))
+    assert len(paths) == 2

@@ -150,7 +150,9 @@ def choose_precision(name: Precision, device: torch.device, model: ProteinModel)
     return "fp32", f"this {device.type.upper()} has no bf16 units"
 
 
-def choose_attention(options: RunOptions, device: torch.device, precision: str, model: ProteinModel) -> str:
+def choose_attention(
+    options: RunOptions, device: torch.device, precision: Literal["fp32", "bf16"], model: ProteinModel
+) -> str:
     """What computes attention, for the header and the provenance of a run.
 
     Returns:
@@ -162,7 +164,8 @@ def choose_attention(options: RunOptions, device: torch.device, precision: str, 
     name, where = options.attention, (device.type, precision)
     if name is None:
         has_kernels = model.has_attentions and model.takes_kernels
-        may_be_compiled = where == ("cpu", "bf16") and has_kernels and native.library() is not None
+        built = native.library(DTYPES[precision]) is not None
+        may_be_compiled = device.type == "cpu" and has_kernels and built
         return "auto, compiled" if may_be_compiled else "auto"
     if name not in KERNELS:
         raise InputError(f"attention kernel {name!r} is unknown; choose one of {', '.join(KERNELS)}")
@@ -173,13 +176,13 @@ def choose_attention(options: RunOptions, device: torch.device, precision: str, 
             f"attention kernel {name!r} was asked for, but relative attention (XLNet, Transformer-XL) is computed "
             "in one way only; leave it out"
         )
-    needed = {"compiled": ("cpu", "bf16"), "varlen": ("cuda", "bf16")}.get(name, where)
+    needed = {"compiled": ("cpu", precision), "varlen": ("cuda", "bf16")}.get(name, where)
     if where != needed:
         raise InputError(
             f"attention kernel {name!r} runs on {' in '.join(needed)} only, and this run is on {' in '.join(where)}; "
             f"name another, or --device {needed[0]} --precision {needed[1]}"
         )
-    if name == "compiled" and native.library() is None:
+    if name == "compiled" and native.library(DTYPES[precision]) is None:
         raise InputError("the compiled attention kernel is not built on this machine; run `plm accelerate`")
     return name
 

@@ -83,9 +83,10 @@ def contacts_fit(model: str, out: Path, data: Path | None, seed: int, download: 
 def accelerate() -> None:
     """Compile the attention kernel for this processor, once.
 
-    Needs a C compiler and a processor with AVX-512 bf16. Runs in bf16 on the CPU then use it, with numbers that are the
-    same up to bf16 rounding; without it everything works, on PyTorch's own kernels.
+    Needs a C compiler and a processor with AVX-512. Runs on the CPU then use it, with numbers that are the same up to
+    rounding; without it everything works, on PyTorch's own kernels.
     """
     from proteinlm.models.native import build
 
-    click.echo(f"{build()}: built; runs in bf16 on this CPU now use it; remove the file to go back")
+    for precision, path in build().items():
+        click.echo(f"{path}: built; runs in {precision} on this CPU now use it; remove the file to go back")

@@ -1,10 +1,10 @@
 """Attention over packed sequences, and the one place that chooses how it is computed.
 
-In: queries (already scaled), keys and values, heads first, and the starts of the sequences in them. Out: (T, H, C).
-No token sees another sequence, unless keys come from a second batch: then sequence b of the one sees sequence b of the
-other. What is added to scores by relative position, causal masks included, is an `OffsetBias`. `loop` is the reference,
-one sequence at a time in plain matrix products; every other kernel is tested against it. Kernels that work best on
-equal lengths take neighbours of equal length together.
+In: queries, keys and values, heads first, how queries are to be scaled and both turned by their positions, and the
+starts of the sequences in them. Out: (T, H, C). No token sees another sequence, unless keys come from a second batch:
+then sequence b of the one sees sequence b of the other. What is added to scores by relative position, causal masks
+included, is an `OffsetBias`. `loop` is the reference, one sequence at a time in plain matrix products; every other
+kernel is tested against it. Kernels that work best on equal lengths take neighbours of equal length together.
 
 Shape letters: T tokens in the batch, N sequences of one length taken together, L tokens of a sequence, H heads,
 C channels of a head, S keys of a sequence (L, plus one where the model learned an extra key; else as many as the
@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
@@ -26,6 +26,7 @@ from proteinlm.errors import InputError
 from proteinlm.models import native
 from proteinlm.models.attention_training import PackedAttention, Run
 from proteinlm.models.offsets import OffsetBias
+from proteinlm.models.positions import turn
 
 Starts = tuple[int, ...]
 ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
@@ -34,13 +35,16 @@ ExtraKey = tuple[Float[Tensor, "H C"], Float[Tensor, "H C"]]
 SCORES_IN_CACHE = 2**22
 """Scores worked on at a time by `matmul`: 8 MiB in bf16, which stay in cache while few calls are made."""
 
-SAFE_EXPONENT = 100.0
-"""exp2 of +-100 times 2^10 keys times a value stays inside the range of bf16 and fp32 (2^127)."""
+SAFE_EXPONENT = 60.0
+"""Sums of exponentials between 2^-60 and 2^60 have lost no weight that counts, and overflow with no value (2^127)."""
+
+SAFE_BIAS = 25.0
+"""Exponentials below 2^-126 are lost; times e^25 and 2^10 keys they are nothing beside a sum of 2^-60."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What a kernel works on: scaled queries, keys, values, and where each sequence starts.
+    """What a kernel works on: queries, keys, values, and where each sequence starts.
 
     Args:
         query_HTC, key_HTC, value_HTC: shape (H, T, C); keys and values may be of another number of tokens.
@@ -48,6 +52,9 @@ class Heads:
         extra: a learned key and value seen by every query, or None.
         bias: what is added to scores by relative position, or None; not together with `extra`.
         key_starts: B + 1 offsets of the keys, where they come from a second batch; None where it is the same.
+        scale: queries are to be multiplied by this.
+        turns_TF: channel pairs of queries and keys are to be turned by these (`positions.Rotary`), shape (T, C / 2);
+            None where positions turn nothing; not together with a second batch.
     """
 
     query_HTC: Float[Tensor, "H T C"]
@@ -57,9 +64,29 @@ class Heads:
     extra: ExtraKey | None = None
     bias: OffsetBias | None = None
     key_starts: Starts | None = None
+    scale: float = 1.0
+    turns_TF: Complex[Tensor, "T F"] | None = None
 
     def __post_init__(self) -> None:
         assert self.extra is None or self.bias is None, "no model has both"
+        assert self.turns_TF is None or self.key_starts is None, "a token has one position"
+
+    def turned(self, factor: float = 1.0) -> "Heads":
+        """The same with queries scaled, by `factor` too, and queries and keys turned: nothing is left to be done."""
+        scale = self.scale * factor
+        if self.turns_TF is None:
+            query_HTC = self.query_HTC * scale if scale != 1.0 else self.query_HTC
+            key_HTC = self.key_HTC.contiguous()
+        else:
+            query_HTC, key_HTC = turn(self.query_HTC, self.turns_TF * scale), turn(self.key_HTC, self.turns_TF)
+        return replace(
+            self,
+            query_HTC=query_HTC,
+            key_HTC=key_HTC,
+            value_HTC=self.value_HTC.contiguous(),
+            scale=1.0,
+            turns_TF=None,
+        )
 
     def each(self) -> Iterator[Run]:
         """Every sequence as a run of its own."""
@@ -109,6 +136,7 @@ def probabilities(heads: Heads) -> Iterator[Float[Tensor, "H L S"]]:
     Yields:
         for each sequence, probabilities of shape (H, L, S); S = L, plus one column for an extra key.
     """
+    heads = heads.turned()
     for run in heads.each():
         query, key, _ = heads.take(run)
         scores_HLS = query[0].float() @ key[0].float().transpose(1, 2)
@@ -128,6 +156,7 @@ def loop(heads: Heads) -> Float[Tensor, "T H C"]:
 
 def sdpa(heads: Heads) -> Float[Tensor, "T H C"]:
     """PyTorch's fused attention, one call for each run of equal lengths. Runs anywhere, in any precision."""
+    heads = heads.turned()
     return torch.cat([_fused(heads, run).transpose(1, 2).flatten(0, 1) for run in heads.runs()])
 
 
@@ -145,41 +174,34 @@ def matmul(heads: Heads) -> Float[Tensor, "T H C"]:
     """Batched matrix products on the CPU's bf16 units, with exponentials that need no row maximum.
 
     `scaled_dot_product_attention` runs narrow heads far below the rate of the matrix units. Here scores are two batched
-    products around one in-place exp2. By Cauchy-Schwarz no score exceeds |q| |k|; where that bound, and what a bias may
-    add to it, is within `SAFE_EXPONENT`, exp2 cannot overflow and the maximum need not be found. A run whose bound is
-    larger takes `sdpa`. A bias multiplies the exponentials (`OffsetBias.factors`).
+    products around one in-place exp2, which needs no maximum as long as sums of exponentials stay in range
+    (`SAFE_EXPONENT`). A run in which one does not takes `sdpa`. A bias multiplies the exponentials
+    (`OffsetBias.factors`); everything takes `sdpa` where it is large (`SAFE_BIAS`).
     """
-    query_HTC = heads.query_HTC * math.log2(math.e)
-    norm_q_HT, norm_k_HT = (torch.linalg.vector_norm(x, dim=-1) for x in (query_HTC, heads.key_HTC))
-    safe = SAFE_EXPONENT if heads.bias is None else SAFE_EXPONENT - math.log2(math.e) * heads.bias.largest()
-    all_safe = _largest_score(norm_q_HT, norm_k_HT, heads.extra) <= safe
-    base_two = replace(heads, query_HTC=query_HTC)
-    output_THC = query_HTC.new_empty(query_HTC.shape[1], query_HTC.shape[0], query_HTC.shape[2])
+    if heads.bias is not None and heads.bias.largest() > SAFE_BIAS:
+        return sdpa(heads)
+    base_two, natural = heads.turned(math.log2(math.e)), None
+    num_heads, num_tokens, channels = heads.query_HTC.shape
+    output_THC = heads.query_HTC.new_empty(num_tokens, num_heads, channels)
     for run in heads.runs():
         run_NHLC = output_THC[run.span].unflatten(0, (run.sequences, run.length)).transpose(1, 2)
-        if all_safe or _largest_score(norm_q_HT[:, run.span], norm_k_HT[:, run.key_span], heads.extra) <= safe:
-            factors = None if heads.bias is None else heads.bias.factors(run.length, run.keys, query_HTC.dtype)
-            _exponential_attention(base_two.take(run), factors, out=run_NHLC)
-        else:
-            run_NHLC.copy_(_fused(heads, run))
+        factors = None if heads.bias is None else heads.bias.factors(run.length, run.keys, heads.query_HTC.dtype)
+        if not _exponential_attention(base_two.take(run), factors, out=run_NHLC):
+            natural = natural or heads.turned()
+            run_NHLC.copy_(_fused(natural, run))
     return output_THC
 
 
-def _largest_score(norm_q_HT: Tensor, norm_k_HT: Tensor, extra: ExtraKey | None) -> float:
-    """Bound on every |score|: the largest query norm times the largest key norm of each head."""
-    largest_key_H = norm_k_HT.amax(1)
-    if extra is not None:
-        largest_key_H = torch.maximum(largest_key_H, torch.linalg.vector_norm(extra[0], dim=-1))
-    return (norm_q_HT.amax(1) * largest_key_H).max().item()
-
-
-def _exponential_attention(taken: tuple[Tensor, Tensor, Tensor], factors_HLS: Tensor | None, out: Tensor) -> None:
-    """softmax(q k^T) v with base-2 scores known to be small, a cacheful of heads at a time.
+def _exponential_attention(taken: tuple[Tensor, Tensor, Tensor], factors_HLS: Tensor | None, out: Tensor) -> bool:
+    """softmax(q k^T) v with base-2 scores, a cacheful of heads at a time, while sums of exponentials stay in range.
 
     Args:
         taken: queries (N, H, L, C), scores in powers of two; keys and values (N, H, S, C).
         factors_HLS: of the exponentials, for keys in reverse order; None where there is no bias.
         out: filled, (N, H, L, C).
+
+    Returns:
+        whether all sums were in range; if not, `out` is worth nothing.
     """
     query, key, value, out = (x.transpose(0, 1) for x in (*taken, out))
     h, n, length, _ = query.shape
@@ -193,14 +215,19 @@ def _exponential_attention(taken: tuple[Tensor, Tensor, Tensor], factors_HLS: Te
         if factors_HLS is not None:
             weights.unflatten(0, (-1, n)).mul_(factors_HLS[some, None])
         total = weights.sum(-1, keepdim=True)
+        least, most = (x.item() for x in total.aminmax())
+        if not 2.0**-SAFE_EXPONENT <= least <= most <= 2.0**SAFE_EXPONENT:
+            return False
         mixed = torch.bmm(weights, value_).unflatten(0, (-1, n))
         torch.div(mixed, total.unflatten(0, (-1, n)), out=out[some])
+    return True
 
 
 def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
     """FlashAttention over variable lengths on CUDA, bf16 or fp16; one launch for the whole batch."""
     if heads.bias is not None:
         raise InputError("the varlen attention kernel takes no relative-position bias (T5); use sdpa")
+    heads = heads.turned()
     lengths = [run.keys for run in heads.each()]
     device = heads.query_HTC.device
     starts_q = torch.tensor(heads.starts, dtype=torch.int32, device=device)
@@ -227,13 +254,15 @@ def varlen(heads: Heads) -> Float[Tensor, "T H C"]:
 
 
 def compiled(heads: Heads) -> Float[Tensor, "T H C"]:
-    """The optional C kernel for CPUs with bf16 units (`models.native`); runs on the calling thread."""
+    """The optional C kernel for CPUs with AVX-512 (`models.native`); runs on the calling thread."""
     if not _plain(heads):
         raise InputError(
             "the compiled attention kernel takes no extra key (ESM-1), no relative-position bias and no second batch "
             "(T5); use matmul or sdpa"
         )
-    return native.attend(heads.query_HTC, heads.key_HTC, heads.value_HTC, heads.starts)
+    return native.attend(
+        (heads.query_HTC, heads.key_HTC, heads.value_HTC), heads.starts, heads.turns_TF, heads.scale * math.log2(math.e)
+    )
 
 
 def _plain(heads: Heads) -> bool:
@@ -243,6 +272,7 @@ def _plain(heads: Heads) -> bool:
 
 def trainable(heads: Heads) -> Float[Tensor, "T H C"]:
     """Matrix products whose backward pass is written out (`attention_training`); any precision."""
+    heads = heads.turned()
     learned = None if heads.extra is None else torch.stack(heads.extra)
     runs = tuple(heads.runs())
     added = () if heads.bias is None else tuple(heads.added(run) for run in runs)
@@ -277,19 +307,17 @@ def choose(heads: Heads) -> str:
         return "varlen" if low_precision and channels % 8 == 0 and heads.bias is None else "sdpa"
     if torch.is_grad_enabled() and query.requires_grad:
         return "trainable"
-    if query.dtype != torch.bfloat16:
-        return "sdpa"
     fits = _plain(heads) and channels % 2 == 0 and channels <= native.MOST_CHANNELS
-    if fits and torch.get_num_threads() <= FEW_THREADS and native.library() is not None:
+    if fits and torch.get_num_threads() <= FEW_THREADS and native.library(query.dtype) is not None:
         return "compiled"
-    return "matmul"
+    return "matmul" if query.dtype == torch.bfloat16 else "sdpa"
 
 
 def attend(heads: Heads, kernel: str | None = None) -> Float[Tensor, "T H C"]:
     """softmax(q k^T) v within each sequence.
 
     Args:
-        heads: scaled queries, keys and values, each (H, T, C).
+        heads: queries, keys and values, each (H, T, C), and what is to be done with them.
         kernel: a name in `KERNELS`, which then runs or raises; None chooses by device and precision.
 
     Raises:

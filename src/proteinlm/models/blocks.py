@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from proteinlm.models.attention import Heads, Starts, attend, probabilities
 from proteinlm.models.base import Output, Preparable, ProteinModel, Want, computing_in
 from proteinlm.models.convolution import DepthwiseConvolution, GappedLayout
-from proteinlm.models.positions import turn
 
 Activation = Literal["none", "gelu", "gelu_tanh", "relu"]
 _ACTIVATE: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -109,24 +108,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TD: Float[Tensor, "T D"], layer: int, context: AttentionContext) -> Float[Tensor, "T D"]:
         """Attend within each sequence, (T, D) -> (T, D). `layer` only labels the maps."""
-        qkv = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
-        value = qkv[2].contiguous()
-        if context.turns_TF is None:
-            query, key = qkv[0] * self.scale, qkv[1].contiguous()
-        else:
-            turns = torch.stack([context.turns_TF * self.scale, context.turns_TF])
-            query, key = turn(qkv[:2], turns[:, None]).unbind(0)
-        heads = Heads(query, key, value, context.starts, self._extra(value))
+        query, key, value = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1)).permute(1, 2, 0, 3)
+        extra = self._extra(value)
+        heads = Heads(query, key, value, context.starts, extra, scale=self.scale, turns_TF=context.turns_TF)
         if context.maps is not None:
             for b, maps_HLS in enumerate(probabilities(heads)):
                 context.maps(layer, b, maps_HLS)
         return self.out(attend(heads, context.kernel).flatten(1))
 
-    def _extra(self, like_HTC: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _extra(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.extra_key is None or self.extra_value is None:
             return None
         shape = (self.num_heads, -1)
-        return self.extra_key.view(shape).to(like_HTC.dtype), self.extra_value.view(shape).to(like_HTC.dtype)
+        return self.extra_key.view(shape).to(like.dtype), self.extra_value.view(shape).to(like.dtype)
 
 
 class FeedForward(nn.Module):

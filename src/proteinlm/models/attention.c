@@ -36,6 +36,9 @@ INLINE Words repeat(const void *word) {
     return (Words)_mm512_set1_epi32(bits);
 }
 
+/* `length` keys, and as many as fill their last block. */
+INLINE int64_t whole_blocks(int64_t length) { return (length + KEYS - 1) / KEYS * KEYS; }
+
 /* The lanes before `count`. */
 INLINE __mmask16 first(int64_t count) {
     return count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
@@ -132,7 +135,7 @@ INLINE void turn(const Number *from, const float *turns, float scale, int channe
 static void pack_keys(const Number *from, int64_t stride, const float *turns, int64_t length, int channels,
                       Number *keys) {
     Number turned[MOST_CHANNELS];
-    for (int64_t j = 0; j < (length + KEYS - 1) / KEYS * KEYS; j++) {
+    for (int64_t j = 0; j < whole_blocks(length); j++) {
         if (j < length) turn(from + j * stride, turns == NULL ? NULL : turns + j * channels, 1.0f, channels, turned);
         else memset(turned, 0, sizeof turned);
         Number *to = keys + j / KEYS * KEYS * channels + j % KEYS * WIDE;
@@ -142,7 +145,7 @@ static void pack_keys(const Number *from, int64_t stride, const float *turns, in
 
 /* values[word of keys][channel], zero behind the last key and channel. */
 static void pack_values(const Number *from, int64_t stride, int64_t length, int channels, int width, Number *values) {
-    for (int64_t j = 0; j < (length + KEYS - 1) / KEYS * KEYS; j += WIDE)
+    for (int64_t j = 0; j < whole_blocks(length); j += WIDE)
         for (int c = 0; c < width; c += LANES) {
             const Words words = values_of(from + j * stride + c, stride, length - j, channels - c);
             _mm512_storeu_si512(values + j * width + WIDE * c, (__m512i)words);
@@ -243,7 +246,7 @@ typedef struct {
 
 /* One head of one sequence, packed into `space`; row i of `out` is `stride` numbers behind row i - 1. */
 static void attend_packed(const Space *space, int64_t length, int channels, int width, Number *out, int64_t stride) {
-    const int64_t padded = (length + KEYS - 1) / KEYS * KEYS;
+    const int64_t padded = whole_blocks(length);
     float mixed[ROWS * MOST_CHANNELS], total[ROWS];
     for (int64_t i = 0; i < length; i += ROWS) {
         const Number *queries = space->queries + i * channels;
@@ -274,7 +277,7 @@ int attend(const Tensor *q, const Tensor *k, const Tensor *v, const float *turns
     int64_t longest = 0;
     for (int64_t b = 0; b < sequences; b++)
         if (starts[b + 1] - starts[b] > longest) longest = starts[b + 1] - starts[b];
-    const int64_t most = (longest + KEYS - 1) / KEYS * KEYS;
+    const int64_t most = whole_blocks(longest);
     const int width = (int)((channels + LANES - 1) / LANES * LANES);
     const size_t numbers = most * (channels + width + ROWS) + (most + ROWS) * channels;
     Number *all = aligned_alloc(64, (numbers * sizeof(Number) + 63) / 64 * 64);
